@@ -1,0 +1,28 @@
+#!/bin/sh
+# Write tests/golden: small random models with PyTorch's reference numbers beside them (the format: tools/golden.py).
+#
+# usage: tools/golden_all.sh [OUT]        default OUT: tests/golden; PYTHON names the interpreter, default python3
+#
+# Sizes are small because the files are kept in the repository, and mostly odd because kernels go wrong at the edges.
+# The same versions of torch and transformers on the same kind of processor write the same bytes again.
+set -e
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-$(dirname "$here")/tests/golden}
+golden() { name=$1; shift; "${PYTHON:-python3}" "$here/golden.py" "$out/$name" --check --vocabulary 200 "$@"; }
+
+# every part of BERT: two texts per row, token types, pooler; tokenizer.json
+golden bert-pairs           --family bert --pairs --scheduler linear --seed 11
+# no token types, no pooler but pre_classifier; vocab.txt; heads of 5
+golden distilbert           --family distilbert --hidden 20 --intermediate 44 --scheduler linear --seed 12 --tokenizer-layout vocab
+# three labels, cosine schedule, tanh gelu, one layer more
+golden bert-cosine-3labels  --family bert --labels 3 --hidden 15 --heads 3 --layers 3 --intermediate 38 --activation gelu_new --scheduler cosine --warmup 1 --seed 13
+# several labels at once: binary cross-entropy over float labels; no warmup; relu
+golden bert-multilabel      --family bert --labels 4 --multi-label --hidden 14 --heads 2 --intermediate 35 --activation relu --scheduler constant --warmup 0 --steps 4 --seed 14
+# one output, squared error over float labels
+golden distilbert-regression --family distilbert --regression --hidden 16 --intermediate 33 --scheduler linear --seed 15
+# only pre_classifier and classifier train
+golden distilbert-head      --family distilbert --trained head --hidden 20 --intermediate 40 --scheduler constant --lr 1e-2 --seed 16
+# two shards, names as old checkpoints have them (no bert., LayerNorm.gamma and .beta); golden.safetensors has today's
+golden bert-legacy          --family bert --hidden 16 --intermediate 32 --scheduler linear --seed 17 --legacy-names --tokenizer-layout vocab
+# a reference as for large models, whose weights are elsewhere: ft verify bert-sampled --model bert-pairs
+golden bert-sampled         --from "$out/bert-pairs" --sample 16 --max-length 40 --scheduler linear --seed 18
