@@ -1,0 +1,11786 @@
+/* finetune.h - fine-tune a BERT-family text encoder in plain C - version 0.1 - CC0 / public domain (end of file)
+
+   One header: load a pretrained encoder from its Hugging Face files, fine-tune it on labelled texts, measure it,
+   save it in the same format, and score texts with it. Nothing else is needed than a C compiler, libc and libm.
+
+   Do this in ONE C or C++ file, before any other #include, to create the implementation:
+
+       #define FT_IMPLEMENTATION
+       #include "finetune.h"
+
+   A complete program, every error handled:
+
+       #include <stdio.h>
+       #define FT_IMPLEMENTATION
+       #include "finetune.h"
+       int main(void) {
+         ft_context *context = ft_context_create(NULL);
+         ft_dataset *train = ft_dataset_read(context, "reviews.csv", NULL);
+         ft_model_options options = {0};
+         ft_train_result result;
+         ft_model *model;
+         ft_tokenizer *tokenizer = ft_tokenizer_load(context, "bert-base-uncased");
+         options.labels = train ? train->label_count : 0;
+         options.label_names = train ? train->label_names : NULL;
+         model = ft_model_load(context, "bert-base-uncased", &options);
+         if (ft_train(context, model, tokenizer, train, NULL, NULL, &result) != FT_OK ||
+             ft_model_save(context, model, tokenizer, "my-model") != FT_OK)
+           printf("%s\n", ft_error_message(context));
+         else
+           printf("training loss %.4f\n", result.train_loss);
+         ft_model_free(model), ft_tokenizer_free(tokenizer), ft_dataset_free(train), ft_context_free(context);
+         return 0;
+       }
+
+       cc -O2 program.c -o program -lm
+
+   Kernels are chosen when the program runs (AVX-512, AVX2, NEON or plain C): no other compiler flag is needed.
+
+   finetune.h DOES NOT
+   - pretrain from nothing on billions of words, or run decoders such as GPT: it fine-tunes encoders;
+   - read pickles (pytorch_model.bin): convert them to safetensors once;
+   - use the network, print, exit or abort: errors come back as a status and a sentence, messages through a callback.
+
+   CONTENTS (search for the tag)
+     Part I, what a user reads
+       >>conventions   >>context   >>json      >>safetensors  >>tables    >>datasets  >>tokenizer  >>batches
+       >>backend       >>tensors   >>operations  >>model      >>optimizer >>metrics   >>training
+     Part II, the implementation (FT_IMPLEMENTATION)
+@CONTENTS@
+   COMPILE-TIME OPTIONS (define them in the implementation file; FT_STATIC and FT_REAL wherever the header is included)
+     FT_STATIC       every function is static: the library is private to one file
+     FT_NO_THREADS   no threads: everything runs on the caller's
+     FT_NAIVE        only the plain loops that define each kernel: slow, for reading and testing
+     FT_REAL double  computes in double (implies FT_NAIVE): how the tests check every gradient to many digits
+     FT_ASSERT(x)    what happens on a caller's bug; the default is assert()
+*/
+#if defined(FT_IMPLEMENTATION) && !defined(_WIN32)
+/* -std=c99 hides clock_gettime, fseeko and fileno unless these stand before the first system header. */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L
+#endif
+#ifndef _DARWIN_C_SOURCE
+#define _DARWIN_C_SOURCE
+#endif
+#ifndef _FILE_OFFSET_BITS
+#define _FILE_OFFSET_BITS 64
+#endif
+#endif
+
+#ifndef FINETUNE_H
+#define FINETUNE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef FT_STATIC
+#if defined(__GNUC__)
+#define FT_API static __attribute__((unused))
+#else
+#define FT_API static
+#endif
+#elif !defined(FT_API)
+#define FT_API extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef FT_REAL
+#define FT_REAL float
+#endif
+typedef FT_REAL ft_real; /* the number that tensors hold and kernels compute with */
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>conventions
+
+   Letters in shapes: T tokens of a batch (all texts one after another, no padding), B texts of a batch, H hidden_size,
+   F intermediate_size, A attention heads, D = H / A head size, V vocabulary, C classes, L layers.
+
+   Options are structs in which 0 (or NULL) means the default given in the comment: start from {0}.
+   A pointer-returning function returns NULL when it fails; any other returns a status. The sentence that says what was
+   wrong, and where, is then in ft_error_message(context). Functions given a NULL made by an earlier failure fail in
+   turn and leave the first message in place, so a chain of calls can be checked once, at its end.
+
+   Threads: a context serves one thread at a time. Models, tokenizers and datasets are read-only while texts are scored:
+   any number of contexts, one per thread, may share them. Functions that change a model (training) want it alone.
+   Ownership: what a function with _create, _load, _read, _open or _parse in its name returns is the caller's, who gives
+   it back to the matching _free or _close; these accept NULL. What was made with a context's allocator must be freed
+   before that context. Everything else that is returned belongs to the object it came from. */
+
+typedef enum ft_status {
+  FT_OK = 0,
+  FT_ERROR_ARGUMENT,    /* an option or argument that makes no sense */
+  FT_ERROR_MEMORY,      /* out of memory */
+  FT_ERROR_FILE,        /* a file that cannot be opened, read or written */
+  FT_ERROR_FORMAT,      /* a file whose content is broken */
+  FT_ERROR_SHAPE,       /* tensors that do not fit together */
+  FT_ERROR_UNSUPPORTED, /* well-formed, but not something this library does */
+  FT_ERROR_NUMERIC,     /* NaN or Inf appeared in training */
+  FT_ERROR_STOPPED      /* a callback asked to stop */
+} ft_status;
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>context: memory, log, threads, random numbers, last error */
+
+typedef struct ft_context ft_context;
+typedef struct ft_backend ft_backend;
+
+typedef struct ft_allocator {
+  void *(*allocate)(void *user_data, size_t bytes); /* NULL with release NULL: malloc and free; else both must be set */
+  void (*release)(void *user_data, void *pointer);
+  void *user_data;
+} ft_allocator;
+
+typedef enum ft_log_level { FT_LOG_INFO = 0, FT_LOG_WARNING } ft_log_level;
+
+typedef struct ft_context_options {
+  ft_allocator allocator;
+  void (*log)(void *user_data, ft_log_level level, const char *message); /* NULL: silent */
+  void *log_user_data;
+  int threads;               /* 0: one per processor; 1: the caller's alone */
+  const ft_backend *backend; /* NULL: this processor */
+} ft_context_options;
+
+/* Makes a context; options may be NULL. Returns NULL only when memory is short or the allocator has one hook of two. */
+FT_API ft_context *ft_context_create(const ft_context_options *options);
+FT_API void ft_context_free(ft_context *context);
+
+/* The last error in words ("" if there was none) and as a status. A NULL context (creation failed) has a message too.
+   The text belongs to the context and changes with the next error. */
+FT_API const char *ft_error_message(const ft_context *context);
+FT_API ft_status ft_error_status(const ft_context *context);
+/* Records an error as the library's own functions do, for code built on it; returns status. */
+FT_API ft_status ft_error_set(ft_context *context, ft_status status, const char *message);
+FT_API int ft_context_threads(const ft_context *context);
+/* Which kernels this processor gets: "AVX-512", "AVX2", "NEON" or "plain C". */
+FT_API const char *ft_cpu_instruction_set(void);
+
+/* Where dropout's random numbers stand. They are counter-based: element i of the mask at a site depends on seed, step,
+   micro_batch, site and i alone - not on the threads, the order of calls, or what was drawn before. */
+FT_API void ft_random_position(ft_context *context, uint64_t seed, int64_t step, int64_t micro_batch);
+
+/* order[0..count) = torch.randperm(count) for a generator seeded with seed: Trainer's shuffle of epoch e of a run with
+   seed s is ft_shuffle(order, count, s + e). Pure: any thread. */
+FT_API void ft_shuffle(int64_t *order, int64_t count, uint64_t seed);
+
+/* Seconds on a monotonic clock, from an arbitrary start. Any thread. */
+FT_API double ft_seconds(void);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>json: RFC 8259, read-only tree. Nesting is limited to 200 levels, input to 1 GiB; \u escapes become UTF-8 exactly,
+   lone surrogates and invalid UTF-8 are errors, duplicate keys are errors. */
+
+typedef enum ft_json_type {
+  FT_JSON_NULL = 0,
+  FT_JSON_BOOLEAN,
+  FT_JSON_NUMBER,
+  FT_JSON_STRING,
+  FT_JSON_ARRAY,
+  FT_JSON_OBJECT
+} ft_json_type;
+
+typedef struct ft_json {
+  ft_json_type type;
+  bool is_integer;  /* the number was written without point or exponent and fits int64_t */
+  bool boolean;
+  int64_t integer;  /* if is_integer */
+  double number;
+  const char *key;  /* name within the parent object, else NULL; zero-terminated, may hold \0 inside */
+  size_t key_length;
+  const char *string; /* zero-terminated; of a number, its text as written */
+  size_t string_length;
+  int64_t count;               /* children of an array or object */
+  const struct ft_json *child; /* first child */
+  const struct ft_json *next;  /* next sibling */
+} ft_json;
+
+/* Parses text (length bytes); name is what error messages call it, with line and column. The tree copies what it needs.
+   Free the root with ft_json_free. */
+FT_API ft_json *ft_json_parse(ft_context *context, const char *text, size_t length, const char *name);
+FT_API ft_json *ft_json_read(ft_context *context, const char *path);
+FT_API void ft_json_free(ft_json *root);
+/* The member of an object, or NULL (also when object is NULL or no object). */
+FT_API const ft_json *ft_json_get(const ft_json *object, const char *key);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>safetensors: named arrays in a file (format: an 8-byte little-endian header size, a JSON header, the data).
+   Checked before anything is believed: header size against the file, offsets against shape and dtype, overlaps, gaps,
+   overflow, duplicate names. Sharded models (model.safetensors.index.json) appear as one. */
+
+typedef enum ft_dtype { FT_F32 = 0, FT_BF16, FT_I32, FT_F16, FT_F64, FT_I64, FT_U8 } ft_dtype;
+FT_API const char *ft_dtype_name(ft_dtype dtype);  /* "F32", ... as safetensors writes it */
+FT_API size_t ft_dtype_size(ft_dtype dtype);       /* bytes of one element */
+
+typedef struct ft_safetensors ft_safetensors;
+
+typedef struct ft_safetensors_entry {
+  const char *name;
+  ft_dtype dtype;    /* one that is not in ft_dtype appears as FT_U8, and reading it is an error */
+  int dimensions;    /* 0..8 */
+  int64_t shape[8];
+  int64_t count;     /* elements */
+} ft_safetensors_entry;
+
+/* path: a .safetensors file, a model.safetensors.index.json, or a directory that holds model.safetensors or that index.
+   The file stays open for reading until _close. */
+FT_API ft_safetensors *ft_safetensors_open(ft_context *context, const char *path);
+/* The same from memory that the caller keeps alive and unchanged; name is for messages. */
+FT_API ft_safetensors *ft_safetensors_parse(ft_context *context, const void *bytes, size_t size, const char *name);
+FT_API void ft_safetensors_close(ft_safetensors *file);
+FT_API int64_t ft_safetensors_count(const ft_safetensors *file);
+FT_API const ft_safetensors_entry *ft_safetensors_at(const ft_safetensors *file, int64_t index);
+FT_API const ft_safetensors_entry *ft_safetensors_find(const ft_safetensors *file, const char *name); /* or NULL */
+FT_API const char *ft_safetensors_metadata(const ft_safetensors *file, const char *key);              /* or NULL */
+/* Reads all elements of an entry into out [entry->count], converted to float (from F32, F16, BF16, F64) or to int64_t
+   (from I64, I32, U8). Another dtype is an error that names the tensor. One thread per file at a time. */
+FT_API ft_status ft_safetensors_read_float(ft_context *context, ft_safetensors *file, const ft_safetensors_entry *entry,
+                                           float *out);
+FT_API ft_status ft_safetensors_read_int(ft_context *context, ft_safetensors *file, const ft_safetensors_entry *entry,
+                                         int64_t *out);
+
+typedef struct ft_safetensors_item { /* what to write */
+  const char *name;
+  ft_dtype dtype;
+  int dimensions;
+  int64_t shape[8];
+  const void *data; /* host memory, count * ft_dtype_size(dtype) bytes */
+} ft_safetensors_item;
+
+/* Writes a file, its tensors sorted as the reference implementation does. metadata: key, value, key, value, ...
+   (metadata_count strings), may be NULL. The final name never holds half a file: a temporary one beside it is written,
+   flushed to the disk, and renamed. */
+FT_API ft_status ft_safetensors_write(ft_context *context, const char *path, const ft_safetensors_item *items,
+                                      int64_t count, const char *const *metadata, int64_t metadata_count);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>tables: CSV after RFC 4180 (quoted fields over several lines, doubled quotes, CRLF or LF, byte-order mark), TSV
+   (tab-separated, same quoting), JSONL (one object a line; columns are the keys of the first). Empty lines are skipped;
+   lines end with LF, CRLF or CR. A row with another number of fields than the header is an error that gives its line. */
+
+typedef enum ft_table_format { FT_TABLE_AUTO = 0, FT_TABLE_CSV, FT_TABLE_TSV, FT_TABLE_JSONL } ft_table_format;
+
+typedef struct ft_cell {
+  const char *text; /* zero-terminated */
+  size_t length;
+} ft_cell;
+
+typedef struct ft_table {
+  int64_t rows, columns;
+  const ft_cell *header; /* [columns] */
+  const ft_cell *cells;  /* [rows, columns] */
+  const int64_t *lines;  /* [rows]: the line of the file, from 1, where each row starts */
+  const char *name;      /* the file's name, for messages */
+} ft_table;
+
+/* FT_TABLE_AUTO goes by the ending: .tsv, .jsonl or .ndjson, anything else is CSV. */
+FT_API ft_table *ft_table_read(ft_context *context, const char *path, ft_table_format format);
+FT_API ft_table *ft_table_parse(ft_context *context, const char *text, size_t length, const char *name,
+                                ft_table_format format);
+FT_API void ft_table_free(ft_table *table);
+FT_API int64_t ft_table_column(const ft_table *table, const char *name); /* its index, or -1 */
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>datasets: texts with labels, read from a table */
+
+typedef enum ft_task {
+  FT_TASK_AUTO = 0,     /* a model's own; single label where nothing else says */
+  FT_TASK_SINGLE_LABEL, /* one class per text; cross-entropy */
+  FT_TASK_MULTI_LABEL,  /* any number of classes per text, written "a;b"; binary cross-entropy */
+  FT_TASK_REGRESSION    /* a number per text; mean squared error */
+} ft_task;
+
+typedef struct ft_dataset_options {
+  const char *text_column;         /* NULL: "text", else "review", "sentence", "content" */
+  const char *pair_column;         /* NULL: no second text */
+  const char *label_column;        /* NULL: "label", else "sentiment", "labels" if there is one */
+  bool unlabelled;                 /* do not look for labels at all */
+  ft_task task;                    /* default FT_TASK_SINGLE_LABEL */
+  ft_table_format format;          /* default: by the file's ending */
+  const char *const *label_names;  /* NULL: the file's own, numeric order if all are integers, else bytewise */
+  int label_count;                 /* with label_names: how many; a label outside them is an error with its line */
+  int64_t limit;                   /* 0: all rows; else the first limit rows */
+} ft_dataset_options;
+
+typedef struct ft_dataset {
+  int64_t rows;
+  const ft_cell *texts;            /* [rows] */
+  const ft_cell *pairs;            /* [rows], or NULL */
+  ft_task task;                    /* never AUTO */
+  int label_count;                 /* C; 0 without labels; 1 for regression */
+  const char *const *label_names;  /* [C]; NULL for regression */
+  const int32_t *labels;           /* [rows], single label: the class; else NULL */
+  const float *targets;            /* [rows, C], multi-label 0 or 1, regression the number; else NULL */
+  const int64_t *lines;            /* [rows], for messages */
+  const char *name;
+} ft_dataset;
+
+FT_API ft_dataset *ft_dataset_read(ft_context *context, const char *path, const ft_dataset_options *options);
+FT_API ft_dataset *ft_dataset_from_table(ft_context *context, const ft_table *table, const ft_dataset_options *options);
+/* The given rows, in that order: with ft_shuffle a random split into parts. The texts stay the source's, which must
+   outlive the selection. */
+FT_API ft_dataset *ft_dataset_select(ft_context *context, const ft_dataset *dataset, const int64_t *rows, int64_t count);
+FT_API void ft_dataset_free(ft_dataset *dataset);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>tokenizer: text to token ids, exactly as the Hugging Face tokenizers do. WordPiece from vocab.txt (with
+   tokenizer_config.json beside it) or tokenizer.json. Input is UTF-8; each invalid byte sequence counts as U+FFFD. */
+
+typedef struct ft_tokenizer ft_tokenizer;
+
+/* Loads the tokenizer of a model directory: tokenizer.json if there is one, else vocab.txt. An unsupported part of a
+   tokenizer.json is an error that names it. */
+FT_API ft_tokenizer *ft_tokenizer_load(ft_context *context, const char *directory);
+FT_API void ft_tokenizer_free(ft_tokenizer *tokenizer);
+
+typedef enum ft_truncation {
+  FT_TRUNCATE_LONGEST_FIRST = 0,
+  FT_TRUNCATE_ONLY_FIRST,
+  FT_TRUNCATE_ONLY_SECOND
+} ft_truncation;
+
+typedef struct ft_encode_options {
+  int max_length;           /* tokens, special ones included; 0: no truncation */
+  ft_truncation truncation; /* which text gives way */
+  bool no_special_tokens;   /* leave out [CLS] and [SEP] */
+  bool offsets;             /* fill begin and end */
+} ft_encode_options;
+
+typedef struct ft_encoding {       /* start from {0}; arrays grow and are used again from call to call */
+  int32_t *ids;                    /* [count] */
+  int32_t *token_types;            /* [count]: 0 first text, 1 second */
+  int32_t *begin, *end;            /* [count], if asked: the bytes [begin, end) of the original text; 0, 0: special */
+  int64_t count;
+  int64_t truncated;               /* tokens that were cut off */
+  int64_t capacity;                /* private: what the arrays have room for */
+  ft_context *owner;               /* private */
+} ft_encoding;
+
+/* Encodes text, with pair (NULL: none) as second text, into encoding. options may be NULL. Lengths are in bytes. Any number
+   of contexts may use one tokenizer at once, each with an encoding of its own. Fails when memory is short, or when
+   max_length cannot be met by the texts that may be cut. */
+FT_API ft_status ft_tokenizer_encode(ft_context *context, const ft_tokenizer *tokenizer, const char *text, size_t length,
+                                     const char *pair, size_t pair_length, const ft_encode_options *options,
+                                     ft_encoding *encoding);
+FT_API void ft_encoding_free(ft_encoding *encoding);
+
+FT_API int ft_tokenizer_size(const ft_tokenizer *tokenizer);                      /* V: largest id + 1 */
+FT_API const char *ft_tokenizer_token(const ft_tokenizer *tokenizer, int32_t id); /* its piece, or NULL */
+FT_API int32_t ft_tokenizer_id(const ft_tokenizer *tokenizer, const char *token); /* or -1 */
+FT_API int ft_tokenizer_max_length(const ft_tokenizer *tokenizer); /* model_max_length of its config; 0: not stated */
+FT_API ft_status ft_tokenizer_save(ft_context *context, const ft_tokenizer *tokenizer, const char *directory);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>batches: several texts packed one after another, no padding. Text b is ids[offsets[b] .. offsets[b + 1]). */
+
+typedef struct ft_encoded { /* a whole dataset's tokens */
+  int64_t rows;
+  const int32_t *ids;         /* [offsets[rows]] */
+  const int32_t *token_types; /* the same */
+  const int64_t *offsets;     /* [rows + 1] */
+  int64_t truncated_rows;     /* how many texts were cut to max_length */
+} ft_encoded;
+
+/* Tokenizes every text of a dataset (pairs as pairs); max_length as in ft_encode_options. */
+FT_API ft_encoded *ft_dataset_encode(ft_context *context, const ft_dataset *dataset, const ft_tokenizer *tokenizer,
+                                     int max_length);
+FT_API void ft_encoded_free(ft_encoded *encoded);
+
+typedef struct ft_batch {   /* start from {0}; arrays grow and are used again */
+  int64_t texts;            /* B */
+  int64_t tokens;           /* T */
+  int32_t *ids;             /* [T] */
+  int32_t *token_types;     /* [T] */
+  int32_t *offsets;         /* [B + 1] */
+  int32_t *lengths;         /* [B]: valid tokens of each text; less than offsets[b + 1] - offsets[b] only when padded */
+  int64_t capacity_texts, capacity_tokens; /* private */
+  ft_context *owner;                       /* private */
+} ft_batch;
+
+/* batch = the given rows of an encoded dataset, in that order. */
+FT_API ft_status ft_batch_select(ft_context *context, ft_batch *batch, const ft_encoded *encoded, const int64_t *rows,
+                                 int64_t count);
+/* batch = the given id sequences; token_types may be NULL (all 0). ids [offsets[count]], offsets [count + 1]. */
+FT_API ft_status ft_batch_set(ft_context *context, ft_batch *batch, const int32_t *ids, const int32_t *token_types,
+                              const int64_t *offsets, int64_t count);
+/* padded = batch with every text filled up to `length` tokens (0: the longest) with pad_id, as course notebooks do:
+   only for measuring what padding costs and for the test that padded equals packed. */
+FT_API ft_status ft_batch_pad(ft_context *context, ft_batch *padded, const ft_batch *batch, int64_t length,
+                              int32_t pad_id);
+FT_API void ft_batch_free(ft_batch *batch);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>tensors and the tape
+
+   A tensor is an array of up to 4 dimensions in a back end's memory. Operations on tensors compute at once and write
+   themselves on the context's tape; ft_backward(loss) walks the tape in reverse and adds d loss / d x into the gradient
+   of every tensor x that requires it. Results of operations live until ft_tape_clear. */
+
+typedef struct ft_tensor {
+  const char *name;        /* for messages; may be NULL */
+  ft_dtype dtype;          /* FT_F32 (of ft_real) or FT_I32 */
+  int dimensions;          /* 0 (a scalar) to 4 */
+  int64_t shape[4];        /* [dimensions] */
+  int64_t stride[4];       /* in elements; 0 along a broadcast dimension */
+  bool requires_gradient;
+  bool gradient_is_set;    /* private: the gradient's memory holds a value, not yet garbage */
+  bool persistent;         /* private: made by ft_tensor_create */
+  void *data;              /* back-end memory: opaque, only ft_tensor_read and ft_tensor_write look inside */
+  void *gradient;          /* back-end memory of the same shape, contiguous, or NULL */
+  ft_context *owner;       /* private: whose allocator made a persistent tensor */
+} ft_tensor;
+
+/* A persistent tensor, zero-filled; free it with ft_tensor_free. A temporary one lives until ft_tape_clear. */
+FT_API ft_tensor *ft_tensor_create(ft_context *context, ft_dtype dtype, int dimensions, const int64_t *shape);
+FT_API ft_tensor *ft_tensor_temporary(ft_context *context, ft_dtype dtype, int dimensions, const int64_t *shape);
+FT_API void ft_tensor_free(ft_tensor *tensor);
+FT_API int64_t ft_tensor_count(const ft_tensor *tensor); /* elements */
+/* Copies all elements between host memory (contiguous; ft_real, or int32_t for FT_I32) and a contiguous tensor. */
+FT_API ft_status ft_tensor_write(ft_context *context, ft_tensor *tensor, const void *values);
+FT_API ft_status ft_tensor_read(ft_context *context, const ft_tensor *tensor, void *values);
+/* The gradient, all elements; zeros if nothing has reached the tensor since ft_gradient_zero. */
+FT_API ft_status ft_gradient_read(ft_context *context, const ft_tensor *tensor, ft_real *values);
+FT_API void ft_gradient_zero(ft_context *context, ft_tensor *tensor);
+
+/* d loss / d x for everything on the tape; loss must have one element. Gradients of persistent tensors accumulate from
+   call to call until ft_gradient_zero. */
+FT_API ft_status ft_backward(ft_context *context, ft_tensor *loss);
+/* Forgets the tape and all temporary tensors; their memory is kept and used again. */
+FT_API void ft_tape_clear(ft_context *context);
+/* Between these, operations compute but are not recorded. Pairs nest. */
+FT_API void ft_no_grad_begin(ft_context *context);
+FT_API void ft_no_grad_end(ft_context *context);
+/* Bytes that temporary tensors have taken at most since the context was made. */
+FT_API int64_t ft_tape_peak_bytes(const ft_context *context);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>backend: everything that touches tensor memory. A back end is a table of functions over opaque addresses, on which
+   only the arithmetic address + offset is done outside it. Every function is deterministic: its result does not depend
+   on the number of threads. Functions report failure through the context. All matrices are row-major and contiguous
+   unless strides are given; `accumulate` means that the result is added to what the output holds, else overwritten. */
+
+typedef enum ft_unary {
+  FT_IDENTITY = 0,
+  FT_GELU,      /* x/2 (1 + erf(x / sqrt 2)) */
+  FT_GELU_TANH, /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): "gelu_new" */
+  FT_RELU,
+  FT_SILU, /* x / (1 + exp(-x)) */
+  FT_TANH,
+  FT_SIGMOID,
+  FT_EXP,
+  FT_LOG
+} ft_unary;
+
+typedef enum ft_binary { FT_ADD = 0, FT_SUBTRACT, FT_MULTIPLY, FT_DIVIDE } ft_binary;
+
+typedef struct ft_dropout_mask { /* which mask: see ft_random_position */
+  float probability;        /* of zeroing an element; 0: no dropout, and the rest is not looked at */
+  uint64_t seed;
+  uint32_t step, micro_batch, site;
+} ft_dropout_mask;
+
+typedef struct ft_matmul_call {      /* C [m, n] (+)= activation(A [m, k] B [k, n] + bias [n]) */
+  int64_t m, n, k;
+  const ft_real *a;             /* element (i, p) at a[i * a_row + p * a_column]: transposition is a matter of strides */
+  int64_t a_row, a_column;
+  const ft_real *b;             /* element (p, j) at b[p * b_row + j * b_column] */
+  int64_t b_row, b_column;
+  ft_real *c;                   /* element (i, j) at c[i * c_row + j] */
+  int64_t c_row;
+  bool accumulate;              /* excludes activation */
+  const ft_real *bias;          /* [n] or NULL */
+  ft_unary activation;
+  ft_real *before;              /* NULL, or [m, n] with rows of c_row: receives the sum before the activation */
+} ft_matmul_call;
+
+typedef struct ft_attention_call {   /* over packed texts: rows offsets[b] .. offsets[b] + lengths[b] attend to each other */
+  int64_t texts, tokens, heads, head_size;
+  const int32_t *offsets;       /* [B + 1] */
+  const int32_t *lengths;       /* [B]: rows beyond the valid length are padding: output and gradients 0 */
+  int32_t longest;              /* max of offsets[b + 1] - offsets[b]; host value */
+  ft_real scale;                /* 1 / sqrt(head_size) */
+  const ft_real *query, *key, *value; /* [T, A * D] */
+  ft_real *output;              /* [T, A * D] */
+  ft_real *log_sum;             /* [A, T]: log of the sum of exponentials of each row of scores, for the backward pass */
+  ft_dropout_mask dropout;           /* on the probabilities; mask element of (text b, head a, query i, key j) within the
+                                   text: ft__attention_keeps */
+  const ft_real *output_gradient;                        /* backward only: [T, A * D] */
+  ft_real *query_gradient, *key_gradient, *value_gradient; /* backward only: [T, A * D], overwritten */
+} ft_attention_call;
+
+typedef struct ft_layer_norm_call {  /* s = residual + dropout(x);  y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias */
+  int64_t rows, columns;
+  const ft_real *x;             /* [rows, columns] */
+  const ft_real *residual;      /* the same, or NULL */
+  ft_dropout_mask dropout;           /* of x; mask element row * columns + column */
+  const ft_real *weight, *bias; /* [columns] */
+  ft_real epsilon;
+  ft_real *y;                   /* [rows, columns] */
+  ft_real *sum;                 /* [rows, columns]: s, for the backward pass */
+  ft_real *mean, *rstd;         /* [rows]: mean and 1 / sqrt(var + eps), for the backward pass */
+  const ft_real *y_gradient;    /* backward only: [rows, columns] */
+  ft_real *x_gradient;          /* backward only: [rows, columns] or NULL */
+  bool x_accumulate;            /* add to x_gradient, else overwrite it */
+  ft_real *residual_gradient;   /* backward only: or NULL; added to if residual_accumulate, else overwritten */
+  bool residual_accumulate;
+  ft_real *weight_gradient, *bias_gradient; /* backward only: [columns] or NULL, added to */
+} ft_layer_norm_call;
+
+typedef struct ft_embedding_call {   /* y[t] = words[ids[t]] + positions[position_ids[t]] + types[type_ids[t]] */
+  int64_t tokens, columns;
+  const int32_t *ids, *position_ids, *type_ids;  /* [T]; type_ids may be NULL */
+  const ft_real *words, *positions, *types;      /* [V, H], [P, H], [Y, H] or NULL */
+  int64_t words_rows, positions_rows, types_rows;
+  ft_real *y;                                    /* [T, H] */
+  const ft_real *y_gradient;                     /* backward only */
+  ft_real *words_gradient, *positions_gradient, *types_gradient; /* backward only, or NULL; added to */
+} ft_embedding_call;
+
+typedef struct ft_cross_entropy_call { /* loss = sum over rows with label >= 0 of -log softmax(logits)[label] / divisor */
+  int64_t rows, columns;
+  const ft_real *logits;          /* [rows, C] */
+  const int32_t *labels;          /* [rows]: class, or negative to leave the row out */
+  ft_real divisor;
+  ft_real *loss;                  /* [1] */
+  const ft_real *loss_gradient;   /* backward only: [1] */
+  ft_real *logits_gradient;       /* backward only: added to */
+} ft_cross_entropy_call;
+
+typedef struct ft_pointwise_loss_call { /* loss = sum over elements of l(x, target) / divisor */
+  int64_t count;
+  bool binary_cross_entropy;       /* l = -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)); else l = (x - t)^2 */
+  const ft_real *x, *targets;      /* [count] */
+  ft_real divisor;
+  ft_real *loss;                   /* [1] */
+  const ft_real *loss_gradient;    /* backward only: [1] */
+  ft_real *x_gradient;             /* backward only: added to */
+} ft_pointwise_loss_call;
+
+typedef struct ft_adamw_step {     /* one step for one tensor: see ft_optimizer_step */
+  int64_t count;
+  ft_real *weight, *first_moment, *second_moment; /* [count] */
+  const ft_real *gradient;                        /* [count] */
+  double gradient_scale;  /* the gradient is multiplied by this first: clipping */
+  double learning_rate, beta1, beta2, epsilon, weight_decay;
+  int64_t step;           /* from 1 */
+} ft_adamw_step;
+
+struct ft_backend {
+  const char *name;
+  void *(*allocate)(ft_context *context, size_t bytes); /* 64-byte aligned; NULL: out of memory */
+  void (*release)(ft_context *context, void *buffer);
+  void (*write)(ft_context *context, void *buffer, const void *host, size_t bytes);
+  void (*read)(ft_context *context, const void *buffer, void *host, size_t bytes);
+  void (*zero)(ft_context *context, void *buffer, size_t bytes);
+  /* small operations */
+  void (*unary)(ft_context *context, ft_unary kind, int64_t count, const ft_real *x, ft_real *y);
+  /* dx (+)= dy * f'(x); y = f(x) is given too because some derivatives are simpler in it */
+  void (*unary_backward)(ft_context *context, ft_unary kind, int64_t count, const ft_real *x, const ft_real *y,
+                         const ft_real *dy, ft_real *dx, bool accumulate);
+  /* y [shape], contiguous, = a op b; strides in elements, 0 where an operand is broadcast; always 4 dimensions */
+  void (*binary)(ft_context *context, ft_binary kind, const int64_t *shape, const ft_real *a, const int64_t *a_stride,
+                 const ft_real *b, const int64_t *b_stride, ft_real *y);
+  /* y[...] += scale * x[...] over shape [4]; a stride of 0 in y sums over that dimension: views, broadcasts and
+     reductions in one */
+  void (*accumulate)(ft_context *context, const int64_t *shape, ft_real scale, const ft_real *x,
+                     const int64_t *x_stride, ft_real *y, const int64_t *y_stride);
+  void (*softmax)(ft_context *context, int64_t rows, int64_t columns, const ft_real *x, ft_real *y);
+  void (*softmax_backward)(ft_context *context, int64_t rows, int64_t columns, const ft_real *y, const ft_real *dy,
+                           ft_real *dx); /* dx += */
+  void (*matmul)(ft_context *context, const ft_matmul_call *call);
+  /* the encoder's fused operations */
+  void (*column_sum)(ft_context *context, int64_t rows, int64_t columns, const ft_real *x, ft_real *sum); /* sum += */
+  void (*dropout)(ft_context *context, int64_t count, const ft_dropout_mask *dropout, const ft_real *x, ft_real *y,
+                  bool accumulate); /* y (+)= mask * x / (1 - p): forward, and backward on gradients */
+  void (*layer_norm)(ft_context *context, const ft_layer_norm_call *call);
+  void (*layer_norm_backward)(ft_context *context, const ft_layer_norm_call *call);
+  void (*attention)(ft_context *context, const ft_attention_call *call);
+  void (*attention_backward)(ft_context *context, const ft_attention_call *call);
+  void (*embedding)(ft_context *context, const ft_embedding_call *call);
+  void (*embedding_backward)(ft_context *context, const ft_embedding_call *call);
+  /* y[i] = x[rows[i]], and its reverse x[rows[i]] += y[i]; rows of `columns` elements */
+  void (*gather_rows)(ft_context *context, int64_t count, int64_t columns, const int32_t *rows, const ft_real *x,
+                      ft_real *y);
+  void (*scatter_rows)(ft_context *context, int64_t count, int64_t columns, const int32_t *rows, const ft_real *y,
+                       ft_real *x);
+  void (*cross_entropy)(ft_context *context, const ft_cross_entropy_call *call);
+  void (*cross_entropy_backward)(ft_context *context, const ft_cross_entropy_call *call);
+  void (*pointwise_loss)(ft_context *context, const ft_pointwise_loss_call *call);
+  void (*pointwise_loss_backward)(ft_context *context, const ft_pointwise_loss_call *call);
+  double (*sum_of_squares)(ft_context *context, int64_t count, const ft_real *x);
+  void (*adamw)(ft_context *context, const ft_adamw_step *step);
+};
+
+/* The processor's own back end: a full table that another one may borrow from. */
+FT_API const ft_backend *ft_backend_cpu(void);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>operations. Each returns a new temporary tensor, or NULL with an error that names the operation and the shapes.
+   Small operations broadcast as NumPy does: shapes are aligned at their last dimension, and a dimension of 1 stretches.
+   They accept views (transposed, sliced); fused operations want what their comments say. */
+
+FT_API ft_tensor *ft_add(ft_context *context, ft_tensor *a, ft_tensor *b);
+FT_API ft_tensor *ft_subtract(ft_context *context, ft_tensor *a, ft_tensor *b);
+FT_API ft_tensor *ft_multiply(ft_context *context, ft_tensor *a, ft_tensor *b);
+FT_API ft_tensor *ft_divide(ft_context *context, ft_tensor *a, ft_tensor *b);
+FT_API ft_tensor *ft_scale(ft_context *context, ft_tensor *x, double factor);
+FT_API ft_tensor *ft_activate(ft_context *context, ft_unary kind, ft_tensor *x); /* gelu, relu, tanh, exp, ... */
+FT_API ft_tensor *ft_sum(ft_context *context, ft_tensor *x, int dimension); /* keeps it as size 1; -1: all, to [1] */
+FT_API ft_tensor *ft_mean(ft_context *context, ft_tensor *x, int dimension);
+FT_API ft_tensor *ft_softmax(ft_context *context, ft_tensor *x); /* over the last dimension */
+FT_API ft_tensor *ft_matmul(ft_context *context, ft_tensor *a, ft_tensor *b); /* [.., m, k] x [.., k, n] */
+
+/* Views: the same memory seen with another shape. ft_reshape copies if x is not contiguous. */
+FT_API ft_tensor *ft_reshape(ft_context *context, ft_tensor *x, int dimensions, const int64_t *shape);
+FT_API ft_tensor *ft_transpose(ft_context *context, ft_tensor *x, int dimension_a, int dimension_b);
+FT_API ft_tensor *ft_slice(ft_context *context, ft_tensor *x, int dimension, int64_t start, int64_t count);
+FT_API ft_tensor *ft_contiguous(ft_context *context, ft_tensor *x); /* x itself if it already is */
+
+/* y [T, out] = activation(x [T, in] weight^T + bias): weight [out, in] as in the files, bias [out] or NULL. */
+FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias, ft_unary activation);
+/* Inverted dropout: zero with the probability, else x / (1 - probability). site: which mask of the step. */
+FT_API ft_tensor *ft_dropout(ft_context *context, ft_tensor *x, double probability, uint32_t site);
+/* LayerNorm(residual + dropout(x)) over the last dimension; residual may be NULL. Ba, Kiros, Hinton 2016. */
+FT_API ft_tensor *ft_residual_layer_norm(ft_context *context, ft_tensor *x, ft_tensor *residual, ft_tensor *weight,
+                                         ft_tensor *bias, double epsilon, double probability, uint32_t site);
+/* Rows of a table: y [n, H] = x[rows[n]]. */
+FT_API ft_tensor *ft_gather_rows(ft_context *context, ft_tensor *x, ft_tensor *rows);
+/* Sum of word, position and token type embeddings [T, H]; ids and so on are I32 [T]; types and type_ids may be NULL. */
+FT_API ft_tensor *ft_embedding(ft_context *context, ft_tensor *words, ft_tensor *ids, ft_tensor *positions,
+                                     ft_tensor *position_ids, ft_tensor *types, ft_tensor *type_ids);
+/* Multi-head attention within each text of a packed batch (Vaswani et al. 2017): query, key, value [T, A * D], offsets
+   I32 [B + 1], lengths I32 [B]; longest: the most rows that any text has. */
+FT_API ft_tensor *ft_attention(ft_context *context, ft_tensor *query, ft_tensor *key, ft_tensor *value,
+                                     ft_tensor *offsets, ft_tensor *lengths, int64_t longest, int heads,
+                                     double probability, uint32_t site);
+/* Losses, [1]: the sum over rows (or elements), divided by divisor. logits [n, C], labels I32 [n], negative: left out. */
+FT_API ft_tensor *ft_cross_entropy_loss(ft_context *context, ft_tensor *logits, ft_tensor *labels, double divisor);
+FT_API ft_tensor *ft_binary_cross_entropy_loss(ft_context *context, ft_tensor *logits, ft_tensor *targets,
+                                               double divisor);
+FT_API ft_tensor *ft_squared_error_loss(ft_context *context, ft_tensor *x, ft_tensor *targets, double divisor);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>model: a pretrained encoder with a classification head, from a directory in the Hugging Face layout */
+
+typedef struct ft_config { /* config.json, in one vocabulary for all families */
+  const char *model_type;  /* "bert", "distilbert" */
+  int hidden_size, layers, heads, intermediate_size, vocabulary_size, max_positions, token_types;
+  double layer_norm_epsilon, hidden_dropout, attention_dropout, classifier_dropout, initializer_range;
+  ft_unary activation;
+  int pad_id;
+  ft_task task;                   /* what the head is for */
+  int labels;                     /* C: outputs of the head */
+  const char *const *label_names; /* [C] */
+} ft_config;
+
+typedef struct ft_parameter {
+  const char *name;       /* its Hugging Face name, with the base prefix: "bert.pooler.dense.weight" */
+  ft_tensor *tensor;
+  bool decays;            /* weight decay applies: not to biases and LayerNorm */
+  bool loaded;            /* came from the file; else newly initialised */
+} ft_parameter;
+
+typedef struct ft_model ft_model;
+
+typedef struct ft_model_options {
+  int labels;                     /* 0: the file's (id2label), else 2 */
+  const char *const *label_names; /* [labels]; NULL: the file's, else LABEL_0, ... */
+  ft_task task;                   /* FT_TASK_AUTO: the file's problem_type, else single label (regression for 1) */
+  uint64_t seed;                  /* for newly initialised parts; default 42 */
+  bool from_config;               /* take no weights from files: every parameter newly initialised */
+  bool encoder_only;              /* no head: for embeddings */
+  bool shapes_only;               /* no memory for weights at all: to count and list parameters */
+} ft_model_options;
+
+/* Loads DIR/config.json and DIR/model.safetensors (or its shards). Tensors are found with or without the base prefix and
+   under the old names gamma and beta. Parameters that the file lacks are newly initialised, N(0, initializer_range):
+   allowed for the head and pooler alone, anything else missing is an error that names it, as are wrong shapes. What was
+   missing or unexpected goes to the log. options may be NULL. */
+FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const ft_model_options *options);
+FT_API void ft_model_free(ft_model *model);
+/* Writes config.json and model.safetensors (and the tokenizer's files, if given) so that transformers loads them with
+   nothing missing or unexpected. */
+FT_API ft_status ft_model_save(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer,
+                               const char *directory);
+
+FT_API const ft_config *ft_model_config(const ft_model *model);
+FT_API int64_t ft_model_parameter_count(const ft_model *model); /* tensors */
+FT_API const ft_parameter *ft_model_parameter(const ft_model *model, int64_t index);
+FT_API const ft_parameter *ft_model_find(const ft_model *model, const char *name); /* or NULL */
+FT_API int64_t ft_model_size(const ft_model *model, bool trained_only); /* numbers in all of them */
+/* Names in the weight files that no parameter took; [0 .. count). */
+FT_API int64_t ft_model_unexpected_count(const ft_model *model);
+FT_API const char *ft_model_unexpected(const ft_model *model, int64_t index);
+/* Turns training of every parameter on or off: gradients are computed for those that train, and only those. */
+FT_API void ft_model_train_all(ft_model *model, bool trained);
+FT_API void ft_model_train_parameter(ft_model *model, int64_t index, bool trained);
+/* Freezes the base model, leaving what stands outside it (the head) to train, as peers' "head only" does. */
+FT_API void ft_model_train_head(ft_model *model);
+
+typedef struct ft_forward_options {
+  bool training;       /* with dropout */
+  bool hidden_states;  /* keep every layer's output */
+  bool no_head;        /* stop after the last layer */
+} ft_forward_options;
+
+typedef struct ft_output {      /* tensors live until ft_tape_clear */
+  ft_tensor *logits;            /* [B, C], or NULL without head */
+  ft_tensor *hidden;            /* [T, H]: the last layer's output */
+  ft_tensor *hidden_states[65]; /* [0]: embeddings .. [L]: last layer; all NULL unless asked for */
+} ft_output;
+
+/* Runs the model on a batch. The model may be shared by contexts that do not train. Errors: a token id or token type
+   outside the tables, a text longer than the positions, each named by its place in the batch. */
+FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, const ft_batch *batch,
+                                  const ft_forward_options *options, ft_output *output);
+/* The loss of the model's task for logits [B, C]: labels [B] for single label, else targets [B, C]; summed over texts (for
+   multi-label averaged over classes) and divided by divisor (0: B). */
+FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_tensor *logits, const int32_t *labels,
+                                const float *targets, double divisor);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>optimizer: AdamW (Loshchilov and Hutter 2019) as torch.optim.AdamW computes it, and learning-rate schedules as
+   transformers names them */
+
+typedef struct ft_adamw_options {
+  double beta1;        /* 0: 0.9 */
+  double beta2;        /* 0: 0.999 */
+  double epsilon;      /* 0: 1e-8 */
+  double weight_decay; /* for parameters that decay; 0: none */
+} ft_adamw_options;
+
+typedef struct ft_optimizer ft_optimizer;
+
+/* Moments for every parameter of the model that trains now. */
+FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adamw_options *options);
+FT_API void ft_optimizer_free(ft_optimizer *optimizer);
+/* The global norm of all gradients: sqrt(sum of squares). */
+FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *optimizer, double *norm);
+/* One step with the given learning rate; gradients are first multiplied by gradient_scale (1, or the clipping factor), and
+   zeroed afterwards. */
+FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer, double learning_rate,
+                                   double gradient_scale);
+/* torch.nn.utils.clip_grad_norm_'s factor: min(1, max_norm / (norm + 1e-6)). */
+FT_API double ft_clip_factor(double norm, double max_norm);
+
+typedef enum ft_schedule { FT_SCHEDULE_LINEAR = 0, FT_SCHEDULE_COSINE, FT_SCHEDULE_CONSTANT } ft_schedule;
+/* What the learning rate is multiplied by at step (from 0): rises linearly over warmup_steps, then falls to 0 at
+   total_steps along a line or half a cosine, or stays. */
+FT_API double ft_schedule_factor(ft_schedule schedule, int64_t step, int64_t warmup_steps, int64_t total_steps);
+FT_API bool ft_schedule_parse(const char *name, ft_schedule *schedule); /* "linear", "cosine", "constant" */
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>metrics, as scikit-learn defines them; where a denominator is 0 the value is 0 */
+
+typedef struct ft_class_metrics {
+  double precision, recall, f1;
+  int64_t support; /* how many truly are of this class */
+} ft_class_metrics;
+
+typedef struct ft_metrics {  /* start from {0}; arrays are allocated by ft_metrics_compute */
+  int64_t rows;
+  int classes;
+  double loss;               /* mean, if the evaluation computed one */
+  double accuracy;           /* multi-label: rows in which every label is right */
+  double precision_macro, recall_macro, f1_macro;
+  double precision_micro, recall_micro, f1_micro;
+  double precision_weighted, recall_weighted, f1_weighted;
+  double matthews;           /* Matthews correlation coefficient, single label */
+  double mean_squared_error, mean_absolute_error, r2; /* regression */
+  int64_t *confusion;        /* [classes, classes], row = truth, column = prediction; single label */
+  ft_class_metrics *by_class; /* [classes] */
+  ft_context *owner;
+} ft_metrics;
+
+/* Metrics of logits [rows, C] for a dataset's labels or targets: argmax for single label, logit > 0 for multi-label. */
+FT_API ft_status ft_metrics_compute(ft_context *context, const ft_dataset *dataset, const float *logits,
+                                    ft_metrics *metrics);
+FT_API void ft_metrics_free(ft_metrics *metrics);
+/* The one number by which models are compared: accuracy, or R2 for regression. */
+FT_API double ft_metrics_score(const ft_metrics *metrics, ft_task task);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>training: the loop. It is written with nothing but the functions above: copy it and change it. */
+
+typedef struct ft_train_progress {
+  int64_t step, total_steps;   /* optimizer steps done and planned */
+  double epoch;                /* 1.5: half of the second epoch is done */
+  double loss;                 /* of this step's texts */
+  double learning_rate, gradient_norm;
+  double seconds, seconds_left, tokens_per_second;
+  const ft_metrics *evaluation; /* set after an evaluation, else NULL */
+  bool best;                    /* this evaluation is the best so far */
+} ft_train_progress;
+
+typedef struct ft_train_options {
+  double epochs;               /* 0: 3 */
+  int64_t max_steps;           /* 0: as the epochs say */
+  int batch_size;              /* texts; 0: 16 */
+  int64_t batch_tokens;        /* if set: as many texts as fit into this many tokens (at least one) */
+  int gradient_accumulation;   /* batches per optimizer step; 0: 1 */
+  double learning_rate;        /* 0: 2e-5 */
+  double weight_decay;         /* 0: 0.01; negative: none */
+  double warmup;               /* below 1: share of all steps, rounded up; else steps */
+  ft_schedule schedule;
+  double max_gradient_norm;    /* 0: 1.0; negative: no clipping */
+  int max_length;              /* 0: the smaller of the tokenizer's and the model's positions */
+  uint64_t seed;               /* 0: 42 */
+  bool no_shuffle;
+  bool no_dropout;
+  bool keep_last;              /* keep the last weights, not those of the best evaluation */
+  int evaluation_batch_size;   /* 0: 32 */
+  /* Called after every optimizer step and every evaluation; returning false stops with FT_ERROR_STOPPED. */
+  bool (*progress)(void *user_data, const ft_train_progress *progress);
+  void *user_data;
+} ft_train_options;
+
+typedef struct ft_train_result {
+  int64_t steps;
+  double train_loss;           /* mean over all steps */
+  double seconds;
+  double best_score;           /* of the evaluation set, see ft_metrics_score; 0 without one */
+  int best_epoch;              /* from 1; 0 without an evaluation set */
+  int64_t truncated_rows;
+} ft_train_result;
+
+/* Fine-tunes model on train; with evaluation (may be NULL) measures it after each epoch and leaves the best weights in
+   the model. options may be NULL. A NaN or infinite loss or gradient stops with FT_ERROR_NUMERIC and names step and rows. */
+FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokenizer *tokenizer, const ft_dataset *train,
+                          const ft_dataset *evaluation, const ft_train_options *options, ft_train_result *result);
+
+/* FT_OK if the dataset has rows, and labels of the model's task and number. */
+FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *model, const ft_dataset *dataset);
+/* Scores encoded texts: logits [rows, C], in the order of the rows; batch_size 0: 32. Texts are batched by
+   length. Like training, scoring ends with ft_tape_clear. */
+FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
+                            float *logits);
+/* The same followed by ft_metrics_compute, with the mean loss. */
+FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                             const ft_dataset *dataset, int batch_size, ft_metrics *metrics);
+/* Sentence embeddings [rows, H]: the first token's last hidden state, or the mean over all tokens, normalised to length 1
+   if asked. */
+FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
+                          bool mean, bool normalize, float *embeddings);
+/* A copy of all parameters that train now, taken at once and again whenever _take is called; _restore writes it back. */
+typedef struct ft_snapshot ft_snapshot;
+FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *model);
+FT_API void ft_snapshot_free(ft_snapshot *snapshot);
+FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model);
+FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model);
+
+/* Zeroed memory from the context's allocator, and back; NULL is an error of the context. */
+FT_API void *ft_allocate(ft_context *context, size_t bytes);
+FT_API void ft_release(ft_context *context, void *memory);
+/* Neither NaN nor infinite, also under -Ofast. */
+FT_API bool ft_is_finite(double value);
+
+/* max_length for a model and tokenizer: asked, or if 0 the smaller of what both allow; an error if more than the model's
+   positions. */
+FT_API int ft_max_length(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer, int asked);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* FINETUNE_H */
+
+/* =====================================================================================================================
+   PART II: THE IMPLEMENTATION
+   ================================================================================================================== */
+#if defined(FT_IMPLEMENTATION) && !defined(FT__IMPLEMENTED)
+#define FT__IMPLEMENTED
+
+#if defined(__GLIBC__) && !defined(__USE_POSIX199309)
+#error "the file that defines FT_IMPLEMENTATION must include finetune.h before any system header"
+#endif
+#include <errno.h>
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#ifdef _WIN32
+#include <direct.h>
+#include <io.h>
+#include <windows.h>
+#else
+#include <unistd.h>
+#endif
+#ifndef FT_ASSERT
+#include <assert.h>
+#define FT_ASSERT(condition) assert(condition)
+#endif
+
+#if defined(__GNUC__)
+#define FT__PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define FT__UNUSED __attribute__((unused))
+#else
+#define FT__PRINTF(text, first)
+#define FT__UNUSED
+#endif
+
+/* =====================================================================================================================
+   >>memory and errors
+
+   All memory comes from the context's allocator. Host memory of one step (tape nodes, tensor headers) and back-end
+   memory of one step (activations, gradients) each come from an arena: a list of blocks that is filled front to back,
+   and emptied at once by ft_tape_clear. A step that outgrew its block leaves several; clearing replaces them by one
+   block of their total size, so that from the second step on a step allocates nothing. */
+
+typedef struct ft__block {
+  struct ft__block *next;
+  char *memory;
+  size_t size, used;
+} ft__block;
+
+typedef struct ft__arena {
+  ft__block *first;
+  ft__block *current; /* where memory is taken from; blocks after it are empty */
+  size_t total;       /* bytes in use over all blocks */
+  size_t peak;
+  bool on_backend; /* memory comes from the back end, not the host allocator */
+} ft__arena;
+
+typedef struct ft__pool ft__pool; /* threads: next chapter */
+typedef struct ft__tape ft__tape; /* see >>tape */
+
+struct ft_context {
+  ft_allocator allocator;
+  void (*log)(void *user_data, ft_log_level level, const char *message);
+  void *log_user_data;
+  const ft_backend *backend;
+  ft__pool *pool;
+  int threads;
+  ft__arena host_arena, backend_arena;
+  ft__tape *tape;
+  int no_grad;          /* depth of ft_no_grad_begin */
+  uint64_t random_seed; /* see ft_random_position */
+  uint32_t random_step, random_micro_batch;
+  void *scratch; /* [threads] pieces of FT__SCRATCH_BYTES for kernels */
+  ft_status status;
+  char message[1024];
+};
+
+static void *ft__malloc_default(void *user_data, size_t bytes) {
+  (void)user_data;
+  return malloc(bytes ? bytes : 1);
+}
+
+static void ft__free_default(void *user_data, void *pointer) {
+  (void)user_data;
+  free(pointer);
+}
+
+/* Records an error and returns its status, so that `return ft__error(...)` reads well. */
+FT__PRINTF(3, 4)
+static ft_status ft__error(ft_context *context, ft_status status, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  context->status = status;
+  vsnprintf(context->message, sizeof context->message, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+FT__PRINTF(3, 4)
+static void ft__log(ft_context *context, ft_log_level level, const char *format, ...) {
+  char message[1024];
+  va_list arguments;
+  if (!context->log) return;
+  va_start(arguments, format);
+  vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  context->log(context->log_user_data, level, message);
+}
+
+/* Host memory. NULL is recorded as an error that says how much was wanted. */
+static void *ft__allocate(ft_context *context, size_t bytes) {
+  void *memory = context->allocator.allocate(context->allocator.user_data, bytes ? bytes : 1);
+  if (!memory) ft__error(context, FT_ERROR_MEMORY, "out of memory: %zu bytes were asked for", bytes);
+  return memory;
+}
+
+static void *ft__allocate_zero(ft_context *context, size_t bytes) {
+  void *memory = ft__allocate(context, bytes);
+  if (memory) memset(memory, 0, bytes);
+  return memory;
+}
+
+static void ft__release(ft_context *context, void *memory) {
+  if (memory) context->allocator.release(context->allocator.user_data, memory);
+}
+
+/* Multiplies sizes; SIZE_MAX when the product does not fit, which no allocator grants. */
+static size_t ft__size_product(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
+
+/* Makes room for `needed` elements in an array that grows by half its size; contents are kept. */
+static bool ft__grow(ft_context *context, void *array_address, int64_t *capacity, int64_t needed, size_t element_size) {
+  void *grown, *old;
+  int64_t room;
+  memcpy(&old, array_address, sizeof old); /* the address of any kind of pointer: copied, not cast */
+  if (needed <= *capacity) return true;
+  room = *capacity + *capacity / 2;
+  if (room < needed) room = needed;
+  if (room < 16) room = 16;
+  grown = ft__allocate(context, ft__size_product((size_t)room, element_size));
+  if (!grown) return false;
+  if (old) memcpy(grown, old, (size_t)*capacity * element_size);
+  ft__release(context, old);
+  memcpy(array_address, &grown, sizeof grown);
+  *capacity = room;
+  return true;
+}
+
+/* A zero-terminated copy of length bytes. */
+static char *ft__string_copy(ft_context *context, const char *text, size_t length) {
+  char *copy = (char *)ft__allocate(context, length + 1);
+  if (!copy) return NULL;
+  memcpy(copy, text, length);
+  copy[length] = 0;
+  return copy;
+}
+
+/* A string that grows: how JSON is written. `failed` sticks, so that appends need no checks of their own. */
+typedef struct ft__string {
+  ft_context *context;
+  char *text; /* zero-terminated once anything was appended */
+  int64_t length, capacity;
+  bool failed;
+} ft__string;
+
+static void ft__append_bytes(ft__string *string, const char *bytes, size_t count) {
+  if (string->failed ||
+      !ft__grow(string->context, &string->text, &string->capacity, string->length + (int64_t)count + 1, 1)) {
+    string->failed = true;
+    return;
+  }
+  memcpy(string->text + string->length, bytes, count);
+  string->length += (int64_t)count;
+  string->text[string->length] = 0;
+}
+
+static void ft__append(ft__string *string, const char *text) { ft__append_bytes(string, text, strlen(text)); }
+
+FT__PRINTF(2, 3)
+static void ft__append_format(ft__string *string, const char *format, ...) {
+  char piece[512];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(piece, sizeof piece, format, arguments);
+  va_end(arguments);
+  ft__append(string, piece);
+}
+
+static void ft__string_free(ft__string *string) {
+  ft__release(string->context, string->text);
+  string->text = NULL;
+  string->length = string->capacity = 0;
+}
+
+static void *ft__block_memory(ft_context *context, const ft__arena *arena, size_t bytes) {
+  if (!arena->on_backend) return ft__allocate(context, bytes);
+  {
+    void *memory = context->backend->allocate(context, bytes);
+    if (!memory)
+      ft__error(context, FT_ERROR_MEMORY, "out of memory: back end %s cannot give %zu bytes", context->backend->name,
+                bytes);
+    return memory;
+  }
+}
+
+static void ft__block_release(ft_context *context, const ft__arena *arena, ft__block *block) {
+  if (arena->on_backend)
+    context->backend->release(context, block->memory);
+  else
+    ft__release(context, block->memory);
+  ft__release(context, block);
+}
+
+/* Puts a new block behind the current one. */
+static ft__block *ft__block_add(ft_context *context, ft__arena *arena, size_t size) {
+  ft__block *block = (ft__block *)ft__allocate_zero(context, sizeof *block);
+  if (!block) return NULL;
+  block->memory = (char *)ft__block_memory(context, arena, size);
+  if (!block->memory) {
+    ft__release(context, block);
+    return NULL;
+  }
+  block->size = size;
+  if (arena->current) {
+    block->next = arena->current->next;
+    arena->current->next = block;
+  } else {
+    arena->first = block;
+  }
+  arena->current = block;
+  return block;
+}
+
+/* Memory until ft__arena_reset; 64-byte aligned relative to the block's start. */
+static void *ft__arena_allocate(ft_context *context, ft__arena *arena, size_t bytes) {
+  size_t least = arena->on_backend ? (size_t)4 << 20 : (size_t)64 << 10;
+  char *memory;
+  if (bytes > SIZE_MAX / 4) {
+    ft__error(context, FT_ERROR_MEMORY, "out of memory: a step asked for %zu bytes at once", bytes);
+    return NULL;
+  }
+  bytes = (bytes + 63) / 64 * 64;
+  while (!arena->current || arena->current->size - arena->current->used < bytes) {
+    if (arena->current && arena->current->next)
+      arena->current = arena->current->next;
+    else if (!ft__block_add(context, arena, bytes > least ? bytes : least))
+      return NULL;
+  }
+  memory = arena->current->memory + arena->current->used;
+  arena->current->used += bytes;
+  arena->total += bytes;
+  if (arena->total > arena->peak) arena->peak = arena->total;
+  return memory;
+}
+
+static void ft__arena_free(ft_context *context, ft__arena *arena) {
+  while (arena->first) {
+    ft__block *next = arena->first->next;
+    ft__block_release(context, arena, arena->first);
+    arena->first = next;
+  }
+  arena->current = NULL;
+}
+
+/* Empties the arena. Several blocks become one of their total size; if that cannot be had, the next step asks again, in
+   pieces. */
+static void ft__arena_reset(ft_context *context, ft__arena *arena) {
+  arena->total = 0;
+  arena->current = arena->first;
+  if (!arena->first) return;
+  arena->first->used = 0;
+  if (arena->first->next) {
+    size_t size = 0;
+    ft_status status = context->status;
+    const ft__block *block;
+    for (block = arena->first; block; block = block->next) size += block->size;
+    ft__arena_free(context, arena);
+    if (!ft__block_add(context, arena, size)) context->status = status;
+  }
+}
+
+/* A place to return to: what was allocated since is given up, its memory kept for what comes. */
+typedef struct ft__arena_mark {
+  ft__block *block;
+  size_t used, total;
+} ft__arena_mark;
+
+static ft__arena_mark ft__arena_here(const ft__arena *arena) {
+  ft__arena_mark mark;
+  mark.block = arena->current;
+  mark.used = arena->current ? arena->current->used : 0;
+  mark.total = arena->total;
+  return mark;
+}
+
+static void ft__arena_return(ft__arena *arena, ft__arena_mark mark) {
+  ft__block *block;
+  arena->current = mark.block ? mark.block : arena->first;
+  arena->total = mark.total;
+  if (!arena->current) return;
+  arena->current->used = mark.used;
+  for (block = arena->current->next; block; block = block->next) block->used = 0;
+}
+
+FT_API const char *ft_error_message(const ft_context *context) {
+  return context ? context->message : "the context could not be created: out of memory, or only one allocator hook set";
+}
+
+FT_API ft_status ft_error_set(ft_context *context, ft_status status, const char *message) {
+  return ft__error(context, status, "%s", message);
+}
+
+FT_API ft_status ft_error_status(const ft_context *context) { return context ? context->status : FT_ERROR_MEMORY; }
+
+FT_API double ft_seconds(void) {
+#ifdef _WIN32
+  LARGE_INTEGER count, frequency;
+  QueryPerformanceCounter(&count);
+  QueryPerformanceFrequency(&frequency);
+  return (double)count.QuadPart / (double)frequency.QuadPart;
+#else
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#endif
+}
+
+/* =====================================================================================================================
+   >>threads
+
+   A pool of threads that runs `task(argument, piece)` for piece = 0 .. count - 1. Pieces are handed out one at a time
+   by an atomic counter; since what a piece computes depends on the piece alone, results are the same for any number of
+   threads. The caller takes pieces too. Waiting threads spin a moment, because a training step hands out work every
+   few microseconds, and then sleep. */
+
+typedef void (*ft__task)(void *argument, int64_t piece, int thread);
+
+#define FT__SCRATCH_BYTES ((size_t)4 << 20) /* for each thread, for kernels: packed panels, rows of scores */
+
+#if defined(FT_NO_THREADS) || !(defined(_WIN32) || defined(__GNUC__))
+#define FT__THREADS 0
+#else
+#define FT__THREADS 1
+#endif
+
+#if FT__THREADS
+#ifdef _WIN32
+typedef HANDLE ft__thread;
+typedef CRITICAL_SECTION ft__mutex;
+typedef CONDITION_VARIABLE ft__condition;
+#define FT__THREAD_RESULT DWORD WINAPI
+#define ft__mutex_initialize(mutex) InitializeCriticalSection(mutex)
+#define ft__mutex_destroy(mutex) DeleteCriticalSection(mutex)
+#define ft__mutex_lock(mutex) EnterCriticalSection(mutex)
+#define ft__mutex_unlock(mutex) LeaveCriticalSection(mutex)
+#define ft__condition_initialize(condition) InitializeConditionVariable(condition)
+#define ft__condition_destroy(condition) ((void)(condition))
+#define ft__condition_wait(condition, mutex) SleepConditionVariableCS(condition, mutex, INFINITE)
+#define ft__condition_wake_all(condition) WakeAllConditionVariable(condition)
+#define ft__thread_join(thread) (WaitForSingleObject(thread, INFINITE), CloseHandle(thread))
+#else
+#include <pthread.h>
+typedef pthread_t ft__thread;
+typedef pthread_mutex_t ft__mutex;
+typedef pthread_cond_t ft__condition;
+#define FT__THREAD_RESULT void *
+#define ft__mutex_initialize(mutex) pthread_mutex_init(mutex, NULL)
+#define ft__mutex_destroy(mutex) pthread_mutex_destroy(mutex)
+#define ft__mutex_lock(mutex) pthread_mutex_lock(mutex)
+#define ft__mutex_unlock(mutex) pthread_mutex_unlock(mutex)
+#define ft__condition_initialize(condition) pthread_cond_init(condition, NULL)
+#define ft__condition_destroy(condition) pthread_cond_destroy(condition)
+#define ft__condition_wait(condition, mutex) pthread_cond_wait(condition, mutex)
+#define ft__condition_wake_all(condition) pthread_cond_broadcast(condition)
+#define ft__thread_join(thread) pthread_join(thread, NULL)
+#if defined(__GLIBC__) && !(__GLIBC__ > 2 || __GLIBC_MINOR__ >= 34)
+/* Older glibc keeps threads in a library of its own: without -pthread the address is NULL, and one thread must do. */
+#pragma weak pthread_create
+#pragma weak pthread_join
+#define FT__THREADS_LINKED (pthread_create != NULL)
+#endif
+#endif
+#ifndef FT__THREADS_LINKED
+#define FT__THREADS_LINKED true
+#endif
+
+typedef struct ft__worker {
+  ft__pool *pool;
+  ft__thread thread;
+  int index; /* 1 .. workers; the caller is 0 */
+} ft__worker;
+
+struct ft__pool {
+  ft_context *context;
+  ft__mutex mutex;
+  ft__condition work_arrived, work_done;
+  ft__task task; /* the current job, written under the mutex before `generation` changes */
+  void *argument;
+  int64_t count;
+  int64_t next;   /* next piece to hand out: atomic */
+  int generation; /* counts jobs: atomic */
+  int busy;       /* workers that have not finished the current job: atomic */
+  bool quit;
+  int workers;        /* threads started: ft_context.threads - 1 */
+  ft__worker *worker; /* [workers] */
+};
+
+static void ft__pool_run_pieces(ft__pool *pool, int thread) {
+  int64_t piece;
+  while ((piece = __atomic_fetch_add(&pool->next, 1, __ATOMIC_RELAXED)) < pool->count)
+    pool->task(pool->argument, piece, thread);
+}
+
+static void ft__pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+enum { FT__SPINS = 4000 }; /* some tens of microseconds */
+
+static FT__THREAD_RESULT ft__worker_main(void *argument) {
+  ft__worker *self = (ft__worker *)argument;
+  ft__pool *pool = self->pool;
+  int seen = 0;
+  for (;;) {
+    int spin;
+    bool quit;
+    for (spin = 0; spin < FT__SPINS && __atomic_load_n(&pool->generation, __ATOMIC_ACQUIRE) == seen; ++spin)
+      ft__pause();
+    ft__mutex_lock(&pool->mutex);
+    while (pool->generation == seen && !pool->quit) ft__condition_wait(&pool->work_arrived, &pool->mutex);
+    seen = pool->generation;
+    quit = pool->quit;
+    ft__mutex_unlock(&pool->mutex);
+    if (quit) return 0;
+    ft__pool_run_pieces(pool, self->index);
+    if (__atomic_sub_fetch(&pool->busy, 1, __ATOMIC_ACQ_REL) == 0) {
+      ft__mutex_lock(&pool->mutex);
+      ft__condition_wake_all(&pool->work_done);
+      ft__mutex_unlock(&pool->mutex);
+    }
+  }
+}
+
+static void ft__pool_free(ft_context *context) {
+  ft__pool *pool = context->pool;
+  int i;
+  if (!pool) return;
+  ft__mutex_lock(&pool->mutex);
+  pool->quit = true;
+  ft__condition_wake_all(&pool->work_arrived);
+  ft__mutex_unlock(&pool->mutex);
+  for (i = 0; i < pool->workers; ++i) ft__thread_join(pool->worker[i].thread);
+  ft__condition_destroy(&pool->work_arrived);
+  ft__condition_destroy(&pool->work_done);
+  ft__mutex_destroy(&pool->mutex);
+  ft__release(context, pool->worker);
+  ft__release(context, pool);
+  context->pool = NULL;
+}
+
+static bool ft__thread_start(ft__worker *worker) {
+#ifdef _WIN32
+  worker->thread = CreateThread(NULL, 0, ft__worker_main, worker, 0, NULL);
+  return worker->thread != NULL;
+#else
+  return pthread_create(&worker->thread, NULL, ft__worker_main, worker) == 0;
+#endif
+}
+
+/* Starts workers; a thread that cannot be had is done without. */
+static bool ft__pool_create(ft_context *context, int threads) {
+  ft__pool *pool;
+  if (threads < 2 || !FT__THREADS_LINKED) return true;
+  pool = (ft__pool *)ft__allocate_zero(context, sizeof *pool);
+  if (!pool) return false;
+  context->pool = pool;
+  pool->context = context;
+  ft__mutex_initialize(&pool->mutex);
+  ft__condition_initialize(&pool->work_arrived);
+  ft__condition_initialize(&pool->work_done);
+  pool->worker = (ft__worker *)ft__allocate_zero(context, sizeof *pool->worker * (size_t)(threads - 1));
+  if (!pool->worker) return false;
+  while (pool->workers < threads - 1) {
+    ft__worker *worker = &pool->worker[pool->workers];
+    worker->pool = pool;
+    worker->index = pool->workers + 1;
+    if (!ft__thread_start(worker)) break;
+    ++pool->workers;
+  }
+  return true;
+}
+
+static int ft__processors(void) {
+#ifdef _WIN32
+  SYSTEM_INFO information;
+  GetSystemInfo(&information);
+  return (int)information.dwNumberOfProcessors;
+#elif defined(_SC_NPROCESSORS_ONLN)
+  long count = sysconf(_SC_NPROCESSORS_ONLN);
+  return count > 0 && count < 1024 ? (int)count : 1;
+#else
+  return 1;
+#endif
+}
+
+static void ft__pool_run(ft__pool *pool, int64_t count, ft__task task, void *argument) {
+  int spin;
+  ft__mutex_lock(&pool->mutex);
+  pool->task = task;
+  pool->argument = argument;
+  pool->count = count;
+  __atomic_store_n(&pool->next, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&pool->busy, pool->workers, __ATOMIC_RELAXED);
+  __atomic_store_n(&pool->generation, pool->generation + 1, __ATOMIC_RELEASE);
+  ft__condition_wake_all(&pool->work_arrived);
+  ft__mutex_unlock(&pool->mutex);
+  ft__pool_run_pieces(pool, 0);
+  for (spin = 0; spin < FT__SPINS && __atomic_load_n(&pool->busy, __ATOMIC_ACQUIRE) != 0; ++spin) ft__pause();
+  ft__mutex_lock(&pool->mutex);
+  while (__atomic_load_n(&pool->busy, __ATOMIC_ACQUIRE) != 0) ft__condition_wait(&pool->work_done, &pool->mutex);
+  ft__mutex_unlock(&pool->mutex);
+}
+#else
+static bool ft__pool_create(ft_context *context, int threads) {
+  (void)context, (void)threads;
+  return true;
+}
+static void ft__pool_free(ft_context *context) { (void)context; }
+static int ft__processors(void) { return 1; }
+#endif
+
+/* Runs task(argument, piece, thread) for every piece; thread (0 .. threads - 1) chooses scratch memory only. */
+static void ft__parallel_for(ft_context *context, int64_t count, ft__task task, void *argument) {
+#if FT__THREADS
+  if (context->pool && context->pool->workers && count > 1) {
+    ft__pool_run(context->pool, count, task, argument);
+    return;
+  }
+#endif
+  {
+    int64_t piece;
+    (void)context;
+    for (piece = 0; piece < count; ++piece) task(argument, piece, 0);
+  }
+}
+
+/* A thread's own FT__SCRATCH_BYTES, 64-byte aligned. */
+static void *ft__scratch(ft_context *context, int thread) {
+  uintptr_t start = ((uintptr_t)context->scratch + 63) / 64 * 64;
+  return (void *)(start + (uintptr_t)thread * FT__SCRATCH_BYTES);
+}
+
+FT_API int ft_context_threads(const ft_context *context) { return context->threads; }
+
+static void ft__tape_free(ft_context *context);
+
+FT_API void ft_context_free(ft_context *context) {
+  if (!context) return;
+  ft__tape_free(context);
+  ft__pool_free(context);
+  ft__arena_free(context, &context->host_arena);
+  ft__arena_free(context, &context->backend_arena);
+  ft__release(context, context->scratch);
+  ft__release(context, context);
+}
+
+FT_API ft_context *ft_context_create(const ft_context_options *options) {
+  ft_context_options none;
+  ft_context *context;
+  memset(&none, 0, sizeof none);
+  if (!options) options = &none;
+  none = *options;
+  if (!none.allocator.allocate != !none.allocator.release) return NULL;
+  if (!none.allocator.allocate) {
+    none.allocator.allocate = ft__malloc_default;
+    none.allocator.release = ft__free_default;
+  }
+  context = (ft_context *)none.allocator.allocate(none.allocator.user_data, sizeof *context);
+  if (!context) return NULL;
+  memset(context, 0, sizeof *context);
+  context->allocator = none.allocator;
+  context->log = none.log;
+  context->log_user_data = none.log_user_data;
+  context->backend = none.backend ? none.backend : ft_backend_cpu();
+  context->backend_arena.on_backend = true;
+  context->threads = 1;
+  if (!ft__pool_create(context, none.threads > 0 ? none.threads : ft__processors())) {
+    ft_context_free(context);
+    return NULL;
+  }
+#if FT__THREADS
+  if (context->pool) context->threads = context->pool->workers + 1;
+#endif
+  context->scratch = ft__allocate(context, FT__SCRATCH_BYTES * (size_t)context->threads + 64);
+  if (!context->scratch) {
+    ft_context_free(context);
+    return NULL;
+  }
+  return context;
+}
+
+/* =====================================================================================================================
+   >>random numbers
+
+   Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a keyed bijection
+   of 128-bit counters. Ten rounds of two 32 x 32 -> 64 bit products:
+
+       (c0, c1, c2, c3)  ->  (hi(M1 c2) ^ c1 ^ k0,  lo(M1 c2),  hi(M0 c0) ^ c3 ^ k1,  lo(M0 c0)),   k += W
+
+   There is no state: which numbers come out depends on the counter alone, so any element of any mask can be computed
+   again at any time, by any thread. Key = seed mixed with the micro-batch; counter = (block, row, site, step). */
+
+static void ft__philox(uint32_t key0, uint32_t key1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
+                       uint32_t out[4]) {
+  int round;
+  for (round = 0; round < 10; ++round) {
+    uint64_t product0 = (uint64_t)0xD2511F53u * c0, product1 = (uint64_t)0xCD9E8D57u * c2;
+    uint32_t next0 = (uint32_t)(product1 >> 32) ^ c1 ^ key0, next2 = (uint32_t)(product0 >> 32) ^ c3 ^ key1;
+    c1 = (uint32_t)product1;
+    c3 = (uint32_t)product0;
+    c0 = next0;
+    c2 = next2;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+/* Four numbers of a dropout mask: elements 4 block .. 4 block + 3 of row `row` (0 for masks without rows). */
+static void ft__dropout_random(const ft_dropout_mask *dropout, uint32_t block, uint32_t row, uint32_t out[4]) {
+  ft__philox((uint32_t)dropout->seed, (uint32_t)(dropout->seed >> 32) ^ (dropout->micro_batch * 0x85EBCA6Bu), block,
+             row, dropout->site, dropout->step, out);
+}
+
+/* An element is zeroed when its 32-bit number is below this: probability p to within 2^-32. */
+static uint32_t ft__dropout_threshold(float probability) {
+  double scaled = (double)probability * 4294967296.0;
+  return scaled >= 4294967295.0 ? 0xFFFFFFFFu : scaled > 0 ? (uint32_t)scaled : 0;
+}
+
+/* Element `index` of a mask without rows. */
+FT__UNUSED static bool ft__dropout_keeps(const ft_dropout_mask *dropout, uint64_t index) {
+  uint32_t random[4];
+  ft__dropout_random(dropout, (uint32_t)(index / 4), (uint32_t)(index >> 34), random);
+  return random[index % 4] >= ft__dropout_threshold(dropout->probability);
+}
+
+/* The mask element of probability (text, head, query, key), all counted within the batch's text: up to 65,536 keys. */
+FT__UNUSED static bool ft__attention_keeps(const ft_dropout_mask *dropout, int64_t text, int64_t heads, int64_t head,
+                                           int64_t query, int64_t key) {
+  uint32_t random[4];
+  ft__dropout_random(dropout, (uint32_t)(query * 16384 + key / 4), (uint32_t)(text * heads + head), random);
+  return random[key % 4] >= ft__dropout_threshold(dropout->probability);
+}
+
+FT_API void ft_random_position(ft_context *context, uint64_t seed, int64_t step, int64_t micro_batch) {
+  context->random_seed = seed;
+  context->random_step = (uint32_t)step;
+  context->random_micro_batch = (uint32_t)micro_batch;
+}
+
+/* A stream of numbers for initialisation: element `index` of stream (seed, site), normal with deviation 1 (Box-Muller).
+ */
+static double ft__random_normal(uint64_t seed, uint32_t site, uint64_t index) {
+  uint32_t random[4];
+  double u1, u2;
+  ft__philox((uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)index, (uint32_t)(index >> 32), site, 0x494E4954u,
+             random);
+  u1 = ((double)random[0] + 1.0) / 4294967297.0;
+  u2 = (double)random[1] / 4294967296.0;
+  return sqrt(-2.0 * log(u1)) * cos(6.283185307179586 * u2);
+}
+
+/* MT19937 (Matsumoto and Nishimura 1998), as torch's CPU generator and Trainer's shuffle use it. */
+typedef struct ft__mersenne {
+  uint32_t state[624];
+  int index;
+} ft__mersenne;
+
+static void ft__mersenne_seed(ft__mersenne *generator, uint32_t seed) {
+  int i;
+  generator->state[0] = seed;
+  for (i = 1; i < 624; ++i)
+    generator->state[i] = 1812433253u * (generator->state[i - 1] ^ (generator->state[i - 1] >> 30)) + (uint32_t)i;
+  generator->index = 624;
+}
+
+static uint32_t ft__mersenne_next(ft__mersenne *generator) {
+  uint32_t *state = generator->state, y;
+  if (generator->index == 624) {
+    int i;
+    for (i = 0; i < 624; ++i) {
+      y = (state[i] & 0x80000000u) | (state[(i + 1) % 624] & 0x7FFFFFFFu);
+      state[i] = state[(i + 397) % 624] ^ (y >> 1) ^ (y & 1 ? 0x9908B0DFu : 0);
+    }
+    generator->index = 0;
+  }
+  y = state[generator->index++];
+  y ^= y >> 11;
+  y ^= (y << 7) & 0x9D2C5680u;
+  y ^= (y << 15) & 0xEFC60000u;
+  return y ^ (y >> 18);
+}
+
+FT_API void ft_shuffle(int64_t *order, int64_t count, uint64_t seed) {
+  ft__mersenne generator;
+  int64_t i;
+  ft__mersenne_seed(&generator, (uint32_t)seed);
+  for (i = 0; i < count; ++i) order[i] = i;
+  for (i = 0; i < count - 1; ++i) {
+    int64_t chosen = i + (int64_t)(ft__mersenne_next(&generator) % (uint64_t)(count - i));
+    int64_t swapped = order[i];
+    order[i] = order[chosen];
+    order[chosen] = swapped;
+  }
+}
+/* =====================================================================================================================
+   >>text: UTF-8, decimal numbers, sorted names
+
+   UTF-8 writes a code point in one to four bytes: 0xxxxxxx, 110xxxxx 10xxxxxx, 1110xxxx 10xxxxxx 10xxxxxx, and 11110xxx
+   with three more. Overlong forms, the surrogates U+D800..U+DFFF and anything above U+10FFFF are invalid; all of these
+   can be told from the first two bytes, so a table-free decoder needs only the range of the second byte. */
+
+/* What a function does with a NULL that it needs: an earlier failure keeps its message, else this is the caller's
+   error. Returns NULL, so that `return (type *)ft__null_argument(...)` reads well. */
+static void *ft__null_argument(ft_context *context, const char *message) {
+  if (context && context->status == FT_OK) ft__error(context, FT_ERROR_ARGUMENT, "%s", message);
+  return NULL;
+}
+
+/* Decodes the code point at text (length > 0) and returns how many bytes it took. An invalid sequence gives U+FFFD and
+   takes the longest prefix that could have begun a valid one, at least one byte: as the WHATWG standard has it. */
+static int ft__utf8_decode(const char *text, size_t length, uint32_t *code) {
+  const unsigned char *byte = (const unsigned char *)text;
+  unsigned lead = byte[0], low = 0x80, high = 0xBF; /* the range of the second byte */
+  int needed, i;
+  uint32_t value;
+  *code = lead;
+  if (lead < 0x80) return 1;
+  *code = 0xFFFD;
+  if (lead < 0xC2 || lead > 0xF4) return 1;
+  needed = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  if (lead == 0xE0) low = 0xA0;  /* less would be overlong */
+  if (lead == 0xED) high = 0x9F; /* more would be a surrogate */
+  if (lead == 0xF0) low = 0x90;  /* overlong */
+  if (lead == 0xF4) high = 0x8F; /* above U+10FFFF */
+  value = lead & (0x7Fu >> needed);
+  for (i = 1; i < needed; ++i) {
+    if ((size_t)i >= length || byte[i] < low || byte[i] > high) return i;
+    value = value << 6 | (byte[i] & 0x3Fu);
+    low = 0x80, high = 0xBF;
+  }
+  *code = value;
+  return needed;
+}
+
+/* The bytes of the valid sequence at text (length > 0), or 0. Only U+FFFD itself decodes to it from a lead of EF. */
+static int ft__utf8_valid(const char *text, size_t length) {
+  uint32_t code;
+  int bytes = ft__utf8_decode(text, length, &code);
+  return code != 0xFFFD || (bytes == 3 && (unsigned char)text[0] == 0xEF) ? bytes : 0;
+}
+
+/* Whether text is valid UTF-8. */
+static bool ft__utf8_is_valid(const char *text, size_t length) {
+  size_t i = 0;
+  while (i < length) {
+    int bytes = ft__utf8_valid(text + i, length - i);
+    if (!bytes) return false;
+    i += (size_t)bytes;
+  }
+  return true;
+}
+
+/* Writes a code point (one that is none becomes U+FFFD) to out [4] and returns the number of bytes. */
+static int ft__utf8_encode(uint32_t code, char *out) {
+  if (code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) code = 0xFFFD;
+  if (code < 0x80) {
+    out[0] = (char)code;
+    return 1;
+  }
+  if (code < 0x800) {
+    out[0] = (char)(0xC0 | code >> 6);
+    out[1] = (char)(0x80 | (code & 0x3F));
+    return 2;
+  }
+  if (code < 0x10000) {
+    out[0] = (char)(0xE0 | code >> 12);
+    out[1] = (char)(0x80 | (code >> 6 & 0x3F));
+    out[2] = (char)(0x80 | (code & 0x3F));
+    return 3;
+  }
+  out[0] = (char)(0xF0 | code >> 18);
+  out[1] = (char)(0x80 | (code >> 12 & 0x3F));
+  out[2] = (char)(0x80 | (code >> 6 & 0x3F));
+  out[3] = (char)(0x80 | (code & 0x3F));
+  return 4;
+}
+
+/* Looks for bytes in eight at once: the high bit of a byte of the result is set if that byte of `eight` is zero (only
+   bytes above a true zero can be set wrongly: enough to know whether there is one). */
+#define FT__ONES ((uint64_t)0x0101010101010101u)
+#define FT__HIGH_BITS (FT__ONES << 7)
+#define FT__ZERO_BYTE(eight) (((eight)-FT__ONES) & ~(eight)&FT__HIGH_BITS)
+#define FT__HAS_BYTE(eight, byte) FT__ZERO_BYTE((eight) ^ (FT__ONES * (unsigned char)(byte)))
+
+/* What -Ofast assumes away (infinity, the sign of zero, numbers below 2^-1022) is asked of a double's bits: 1 for the
+   sign, 11 for the exponent, 52 for the fraction. */
+static uint64_t ft__double_bits(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+static double ft__double_from_bits(uint64_t bits) {
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static bool ft__double_is_finite(double value) { return (ft__double_bits(value) >> 52 & 0x7FF) != 0x7FF; }
+
+enum {
+  FT__DECIMAL_DIGITS = 800
+}; /* no double needs more than 767 to be rounded correctly; one more says "and a bit" */
+
+/* A decimal number taken apart: sign 0.d1 d2 d3 ... as digits * 10^exponent. */
+typedef struct ft__decimal {
+  bool negative;
+  char digits[FT__DECIMAL_DIGITS + 32]; /* without leading zeros; room for an exponent behind them */
+  int count;
+  uint64_t mantissa; /* the digits as a number while count <= 19 */
+  int64_t exponent;
+} ft__decimal;
+
+/* Reads [+-] digits [. digits] [e [+-] digits], with a digit on at least one side of the point and nothing after. */
+static bool ft__decimal_scan(const char *at, const char *end, ft__decimal *decimal) {
+  bool point = false, any = false, dropped = false;
+  decimal->count = 0, decimal->mantissa = 0, decimal->exponent = 0;
+  decimal->negative = at < end && *at == '-';
+  if (at < end && (*at == '-' || *at == '+')) ++at;
+  for (; at < end && ((*at >= '0' && *at <= '9') || (*at == '.' && !point)); ++at) {
+    if (*at == '.') {
+      point = true;
+      continue;
+    }
+    any = true;
+    if (decimal->count == FT__DECIMAL_DIGITS) {
+      if (*at != '0') dropped = true;
+      if (!point) ++decimal->exponent;
+      continue;
+    }
+    if (point) --decimal->exponent;
+    if (decimal->count == 0 && *at == '0') continue;
+    if (decimal->count < 19) decimal->mantissa = decimal->mantissa * 10 + (uint64_t)(*at - '0');
+    decimal->digits[decimal->count++] = *at;
+  }
+  if (dropped) decimal->digits[decimal->count++] = '1', --decimal->exponent;
+  if (any && at < end && (*at == 'e' || *at == 'E')) {
+    bool minus = ++at < end && *at == '-';
+    int64_t written = 0;
+    if (at < end && (*at == '-' || *at == '+')) ++at;
+    for (any = false; at < end && *at >= '0' && *at <= '9'; ++at, any = true)
+      if (written < (int64_t)1 << 50) written = written * 10 + (*at - '0');
+    decimal->exponent += minus ? -written : written;
+  }
+  return any && at == end;
+}
+
+/* The double nearest to a decimal number, infinity beyond the largest; false if the text is not a number. Products and
+   quotients of integers up to 2^53 with powers up to 10^22 are exact but for one rounding; strtod does the rest, from
+   digits without a point, since what it takes for a point depends on the locale. */
+static bool ft__decimal_parse(const char *text, size_t length, double *value) {
+  static const double powers[23] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+                                    1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+  ft__decimal decimal;
+  int64_t exponent;
+  if (!ft__decimal_scan(text, text + length, &decimal)) return false;
+  exponent = decimal.exponent;
+  if (decimal.count == 0) {
+    *value = 0;
+  } else if (FLT_EVAL_METHOD == 0 && decimal.count <= 19 && decimal.mantissa <= (uint64_t)1 << 53 && exponent >= -22 &&
+             exponent <= 22) {
+    *value = (double)decimal.mantissa;
+    *value = exponent < 0 ? *value / powers[-exponent] : *value * powers[exponent];
+  } else {
+    if (exponent > 9999) exponent = 9999;
+    if (exponent < -9999) exponent = -9999;
+    snprintf(decimal.digits + decimal.count, 16, "e%d", (int)exponent);
+    *value = strtod(decimal.digits, NULL);
+  }
+  if (decimal.negative) *value = ft__double_from_bits(ft__double_bits(*value) ^ (uint64_t)1 << 63);
+  return true;
+}
+
+/* Whether digits [count] * 10^(exponent - count + 1) reads as exactly value. */
+static bool ft__digits_read_as(const char *digits, int count, int exponent, double value) {
+  char text[48];
+  double back = 0;
+  int length = snprintf(text, sizeof text, "%.*se%d", count, digits, exponent - count + 1);
+  return ft__decimal_parse(text, (size_t)length, &back) && ft__double_bits(back) == ft__double_bits(value);
+}
+
+/* The fewest digits that read back as value > 0, written d.ddd * 10^exponent; returns their count. Rounding to more and
+   more digits finds them, except that below a power of two doubles are twice as dense as above it: there the next
+   decimal up may do where the nearest does not. */
+static int ft__digits_shortest(double value, char digits[20], int *exponent) {
+  int count, i;
+  for (count = 1; count <= 17; ++count) {
+    char text[40];
+    int found = 0;
+    snprintf(text, sizeof text, "%.*e", count - 1, value);
+    for (i = 0; text[i] && text[i] != 'e'; ++i)
+      if (text[i] >= '0' && text[i] <= '9') digits[found++] = text[i];
+    *exponent = text[i] ? atoi(text + i + 1) : 0;
+    if (ft__digits_read_as(digits, count, *exponent, value)) return count;
+    if (digits[count - 1] == '9') continue; /* the carry would make it a shorter number, tried before */
+    ++digits[count - 1];
+    if (ft__digits_read_as(digits, count, *exponent, value)) return count;
+  }
+  return 17;
+}
+
+/* A number as Python's repr writes it: 0.1, 1e-12, 3.0; null if it is not finite, since JSON has no other word. */
+static void ft__append_number(ft__string *out, double value) {
+  char digits[20];
+  int count, exponent = 0, i;
+  uint64_t bits = ft__double_bits(value);
+  if (!ft__double_is_finite(value)) {
+    ft__append(out, "null");
+    return;
+  }
+  if (bits >> 63) ft__append(out, "-"); /* minus zero too */
+  if (bits << 1 == 0) {
+    ft__append(out, "0.0");
+    return;
+  }
+  count = ft__digits_shortest(ft__double_from_bits(bits << 1 >> 1), digits, &exponent);
+  if (exponent < -4 || exponent >= 16) {
+    ft__append_bytes(out, digits, 1);
+    if (count > 1) ft__append(out, ".");
+    ft__append_bytes(out, digits + 1, (size_t)count - 1);
+    ft__append_format(out, "e%c%02d", exponent < 0 ? '-' : '+', exponent < 0 ? -exponent : exponent);
+    return;
+  }
+  if (exponent < 0) ft__append(out, "0.");
+  for (i = exponent; i < -1; ++i) ft__append(out, "0");
+  for (i = 0; i < count || i <= exponent; ++i) {
+    ft__append_bytes(out, i < count ? digits + i : "0", 1);
+    if (i == exponent) ft__append(out, i + 1 < count ? "." : ".0");
+  }
+}
+
+/* Names in bytewise order: how duplicates are found and names looked up, in n log n steps whatever the names are (a
+   hash table can be made slow by names chosen to collide). */
+typedef struct ft__name {
+  uint64_t prefix; /* the first 8 bytes as a big-endian number: decides most comparisons without a look at the text */
+  const char *text;
+  size_t length;
+  int64_t position; /* the caller's */
+} ft__name;
+
+static ft__name ft__name_make(const char *text, size_t length, int64_t position) {
+  ft__name name;
+  size_t i;
+  name.prefix = 0;
+  for (i = 0; i < 8; ++i) name.prefix = name.prefix << 8 | (i < length ? (unsigned char)text[i] : 0u);
+  name.text = text;
+  name.length = length;
+  name.position = position;
+  return name;
+}
+
+static int ft__name_compare(const ft__name *a, const ft__name *b) {
+  size_t shorter = a->length < b->length ? a->length : b->length;
+  int order;
+  if (a->prefix != b->prefix) return a->prefix < b->prefix ? -1 : 1;
+  order = shorter > 8 ? memcmp(a->text + 8, b->text + 8, shorter - 8) : 0;
+  if (order) return order;
+  return a->length < b->length ? -1 : a->length > b->length;
+}
+
+/* Sorts names [count] with spare [count] by merging runs of 1, 2, 4, ... names (stable). The result stands in names. */
+static void ft__names_sort(ft__name *names, ft__name *spare, int64_t count) {
+  ft__name *from = names, *to = spare;
+  int64_t width, start;
+  for (width = 1; width < count; width *= 2) {
+    ft__name *swapped = from;
+    for (start = 0; start < count; start += 2 * width) {
+      int64_t left = start, middle = start + width < count ? start + width : count, right = middle, out = start;
+      int64_t end = middle + width < count ? middle + width : count;
+      if (middle < end && ft__name_compare(&from[middle - 1], &from[middle]) <= 0) left = start, right = end;
+      if (right == end) { /* one run, or two in order already */
+        memcpy(to + start, from + start, (size_t)(end - start) * sizeof *to);
+        continue;
+      }
+      while (left < middle && right < end)
+        to[out++] = ft__name_compare(&from[right], &from[left]) < 0 ? from[right++] : from[left++];
+      memcpy(to + out, from + left, (size_t)(middle - left) * sizeof *to);
+      memcpy(to + out + (middle - left), from + right, (size_t)(end - right) * sizeof *to);
+    }
+    from = to;
+    to = swapped;
+  }
+  if (from != names) memcpy(names, from, (size_t)count * sizeof *names);
+}
+
+/* The first name that stands twice in sorted names [count] (the later of the two), or NULL. */
+static const ft__name *ft__names_repeated(const ft__name *names, int64_t count) {
+  int64_t i;
+  for (i = 1; i < count; ++i)
+    if (ft__name_compare(&names[i - 1], &names[i]) == 0) return &names[i];
+  return NULL;
+}
+
+/* A name that stands twice in names [count], which need not be sorted, or NULL; dealt [count], starts [count / 4 + 2].
+   A hash deals the names into count / 4 buckets, and each bucket is sorted: ordinary names take steps in proportion to
+   their number, names chosen to share a bucket no more than sorting them all. */
+static const ft__name *ft__names_repeated_unsorted(ft__name *names, ft__name *dealt, int64_t *starts, int64_t count) {
+  const ft__name *repeated = NULL;
+  int64_t buckets = count / 4 + 1, i, first = 0;
+  size_t k;
+  memset(starts, 0, (size_t)(buckets + 1) * sizeof *starts);
+  for (i = 0; i < count; ++i) {
+    uint64_t hash = 0xCBF29CE484222325u; /* FNV-1a */
+    for (k = 0; k < names[i].length; ++k) hash = (hash ^ (unsigned char)names[i].text[k]) * 0x100000001B3u;
+    names[i].position = (int64_t)(hash % (uint64_t)buckets);
+    ++starts[names[i].position + 1];
+  }
+  for (i = 0; i < buckets; ++i) starts[i + 1] += starts[i];                  /* where each bucket begins ... */
+  for (i = 0; i < count; ++i) dealt[starts[names[i].position]++] = names[i]; /* ... and now where it ends */
+  for (i = 0; i < buckets && !repeated; ++i) {
+    ft__names_sort(dealt + first, names + first, starts[i] - first);
+    repeated = ft__names_repeated(dealt + first, starts[i] - first);
+    first = starts[i];
+  }
+  return repeated;
+}
+
+/* The position of a name in sorted names [count], or -1. */
+static int64_t ft__names_find(const ft__name *names, int64_t count, const char *text, size_t length) {
+  ft__name wanted = ft__name_make(text, length, 0);
+  int64_t low = 0, high = count;
+  while (low < high) {
+    int64_t middle = low + (high - low) / 2;
+    int order = ft__name_compare(&names[middle], &wanted);
+    if (order == 0) return names[middle].position;
+    if (order < 0)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return -1;
+}
+
+/* =====================================================================================================================
+   >>json parsing and writing (RFC 8259)
+
+       value  = null | true | false | number | string | [ value, ... ] | { string: value, ... }
+       number = -? (0 | 1-9 0-9*) (. 0-9+)? ((e|E) (+|-)? 0-9+)?
+       string = " any code points but " \ and U+0000..U+001F, or \" \\ \/ \b \f \n \r \t \uXXXX "
+
+   The parser keeps its own stack of open arrays and objects, so that nesting costs no recursion. Nodes come from blocks
+   that double in size; all strings stand in one buffer as long as the text, because a string with its zero byte is
+   never longer than it was with its quotes. Numbers keep their text too (in `string`), which says what a double cannot.
+ */
+
+enum { FT__JSON_DEPTH = 200, FT__JSON_BLOCK = 1 << 16 };
+#define FT__JSON_BYTES ((size_t)1 << 30)
+
+typedef struct ft__json_document {
+  ft_json root; /* first, so that its address is the document's */
+  ft_context *context;
+  char *strings;   /* [length of the text + 1] */
+  ft_json *blocks; /* the newest; node 0 of a block only links to the block before: nodes[0].next */
+} ft__json_document;
+
+typedef struct ft__json_parser {
+  ft_context *context;
+  ft__json_document *document;
+  const char *name, *text, *at, *end;
+  int64_t first_line;
+  char *string;                    /* where the next one goes */
+  int64_t block_size, block_used;  /* of the newest block */
+  int depth;                       /* open arrays and objects */
+  ft_json *open[FT__JSON_DEPTH];   /* [depth] */
+  ft_json *newest[FT__JSON_DEPTH]; /* [depth]: the last child of each so far */
+  ft__name *names;                 /* scratch for finding duplicate keys */
+  int64_t *starts;
+  int64_t names_capacity, starts_capacity;
+} ft__json_parser;
+
+/* Records what is wrong at a place in the text. Columns count characters. */
+FT__PRINTF(3, 4)
+static bool ft__json_error(ft__json_parser *parser, const char *where, const char *format, ...) {
+  char message[320];
+  int64_t line = parser->first_line, column = 1;
+  const char *at;
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  for (at = parser->text; at < where; ++at) {
+    if (*at == '\n')
+      ++line, column = 1;
+    else if (((unsigned char)*at & 0xC0) != 0x80)
+      ++column;
+  }
+  ft__error(parser->context, FT_ERROR_FORMAT, "%s: line %lld, column %lld: %s", parser->name, (long long)line,
+            (long long)column, message);
+  return false;
+}
+
+static bool ft__json_expected(ft__json_parser *parser, const char *what) {
+  const char *at = parser->at;
+  if (at == parser->end) return ft__json_error(parser, at, "expected %s, found the end", what);
+  if ((unsigned char)*at < 0x21 || (unsigned char)*at > 0x7E)
+    return ft__json_error(parser, at, "expected %s, found byte 0x%02X", what, (unsigned char)*at);
+  return ft__json_error(parser, at, "expected %s, found %c", what, *at);
+}
+
+static void ft__json_skip_space(ft__json_parser *parser) {
+  const char *at = parser->at, *end = parser->end;
+  while (at < end && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t')) ++at;
+  parser->at = at;
+}
+
+/* Four hexadecimal digits at `at` as a number, or -1. */
+static int32_t ft__json_hexadecimal(const char *at, const char *end) {
+  int32_t value = 0;
+  int i;
+  if (end - at < 4) return -1;
+  for (i = 0; i < 4; ++i) {
+    int c = at[i], digit = c >= '0' && c <= '9'                 ? c - '0'
+                           : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                                : -1;
+    if (digit < 0) return -1;
+    value = value * 16 + digit;
+  }
+  return value;
+}
+
+/* Decodes the escape at parser->at (a backslash) to `to`; returns the end of what it wrote, or NULL. */
+static char *ft__json_escape(ft__json_parser *parser, char *to) {
+  static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+  const char *at = parser->at, *end = parser->end, *letter;
+  int32_t code, low;
+  if (end - at < 2 || !at[1] || (at[1] != 'u' && !strchr(letters, at[1]))) {
+    ft__json_error(parser, at, "unknown escape in a string: after \\ comes one of \" \\ / b f n r t u");
+    return NULL;
+  }
+  if (at[1] != 'u') {
+    letter = strchr(letters, at[1]);
+    *to = meanings[letter - letters];
+    parser->at = at + 2;
+    return to + 1;
+  }
+  code = ft__json_hexadecimal(at + 2, end);
+  if (code < 0) {
+    ft__json_error(parser, at, "\\u is not followed by four hexadecimal digits");
+    return NULL;
+  }
+  parser->at = at + 6;
+  if (code >= 0xD800 && code < 0xE000) { /* beyond U+FFFF: two halves of ten bits */
+    low = end - at >= 12 && at[6] == '\\' && at[7] == 'u' ? ft__json_hexadecimal(at + 8, end) : -1;
+    if (code >= 0xDC00 || low < 0xDC00 || low > 0xDFFF) {
+      ft__json_error(parser, at, "\\u%04X is half of a surrogate pair, the other half is missing", (unsigned)code);
+      return NULL;
+    }
+    code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+    parser->at = at + 12;
+  }
+  return to + ft__utf8_encode((uint32_t)code, to);
+}
+
+/* Copies the plain characters at `at`: ASCII but quotes, backslashes and control characters. Eight bytes at a time
+   while all are plain. */
+static const char *ft__json_copy_plain(const char *at, const char *end, char **to_address) {
+  char *to = *to_address;
+  while (end - at >= 8) {
+    uint64_t eight;
+    memcpy(&eight, at, 8);
+    if ((eight & FT__HIGH_BITS) | FT__HAS_BYTE(eight, '"') | FT__HAS_BYTE(eight, '\\') |
+        ((eight - FT__ONES * 0x20) & ~eight & FT__HIGH_BITS))
+      break;
+    memcpy(to, at, 8);
+    at += 8, to += 8;
+  }
+  while (at < end && (unsigned char)*at >= 0x20 && (unsigned char)*at < 0x80 && *at != '"' && *at != '\\')
+    *to++ = *at++;
+  *to_address = to;
+  return at;
+}
+
+/* Reads the string at parser->at, an opening quote. */
+static bool ft__json_string(ft__json_parser *parser, const char **string, size_t *length) {
+  const char *opening = parser->at, *end = parser->end;
+  char *to = parser->string;
+  for (++parser->at;;) {
+    const char *at = parser->at = ft__json_copy_plain(parser->at, end, &to);
+    if (at == end) return ft__json_error(parser, opening, "the string that begins here has no closing quote");
+    if (*at == '"') break;
+    if (*at == '\\') {
+      to = ft__json_escape(parser, to);
+      if (!to) return false;
+    } else if ((unsigned char)*at < 0x20) {
+      return ft__json_error(parser, at, "control character 0x%02X in a string: write it as \\u%04X", (unsigned char)*at,
+                            (unsigned char)*at);
+    } else {
+      int bytes = ft__utf8_valid(at, (size_t)(end - at));
+      if (!bytes) return ft__json_error(parser, at, "byte 0x%02X is not valid UTF-8 here", (unsigned char)*at);
+      memcpy(to, at, (size_t)bytes);
+      to += bytes;
+      parser->at += bytes;
+    }
+  }
+  ++parser->at;
+  *to = 0;
+  *string = parser->string;
+  *length = (size_t)(to - parser->string);
+  parser->string = to + 1;
+  return true;
+}
+
+/* The end of the digits at `at`. */
+static const char *ft__json_digits(const char *at, const char *end) {
+  while (at < end && *at >= '0' && *at <= '9') ++at;
+  return at;
+}
+
+/* Checks the grammar of the number at parser->at and returns its end, or NULL; *whole: no point, no exponent. */
+static const char *ft__json_number_end(ft__json_parser *parser, bool *whole) {
+  const char *end = parser->end, *digits = parser->at + (*parser->at == '-'), *at = ft__json_digits(digits, end);
+  *whole = true;
+  if (at == digits) {
+    if (at < end && *at == 'I')
+      ft__json_error(parser, parser->at, "-Infinity is not JSON: Python writes it for a number that overflowed");
+    else
+      ft__json_error(parser, parser->at, "a digit must follow the minus sign");
+    return NULL;
+  }
+  if (*digits == '0' && at - digits > 1) {
+    ft__json_error(parser, digits, "a number must not begin with 0 and another digit");
+    return NULL;
+  }
+  if (at < end && *at == '.') {
+    digits = at + 1;
+    at = ft__json_digits(digits, end);
+    *whole = false;
+  }
+  if (at != digits && at < end && (*at == 'e' || *at == 'E')) {
+    digits = at + 1;
+    if (digits < end && (*digits == '+' || *digits == '-')) ++digits;
+    at = ft__json_digits(digits, end);
+    *whole = false;
+  }
+  if (at != digits) return at;
+  ft__json_error(parser, at, "a digit is missing in a number");
+  return NULL;
+}
+
+static bool ft__json_number(ft__json_parser *parser, ft_json *node) {
+  bool whole;
+  const char *start = parser->at, *end = ft__json_number_end(parser, &whole), *digit;
+  uint64_t magnitude = 0, limit = (uint64_t)INT64_MAX + (*start == '-');
+  if (!end) return false;
+  node->type = FT_JSON_NUMBER;
+  node->string = parser->string;
+  node->string_length = (size_t)(end - start);
+  memcpy(parser->string, start, node->string_length);
+  parser->string[node->string_length] = 0;
+  parser->string += node->string_length + 1;
+  parser->at = end;
+  for (digit = start + (*start == '-'); whole && digit < end; ++digit) {
+    uint64_t value = (uint64_t)(*digit - '0');
+    if (magnitude > (limit - value) / 10) whole = false;
+    magnitude = magnitude * 10 + value;
+  }
+  if (whole) {
+    node->is_integer = true;
+    node->integer = *start != '-' ? (int64_t)magnitude : magnitude ? -(int64_t)(magnitude - 1) - 1 : 0;
+    node->number = (double)node->integer;
+    return true;
+  }
+  if (!ft__decimal_parse(start, (size_t)(end - start), &node->number) || !ft__double_is_finite(node->number))
+    return ft__json_error(parser, start, "the number is too large for a double");
+  return true;
+}
+
+static bool ft__json_word(ft__json_parser *parser, ft_json *node) {
+  static const char *const words[] = {"null", "true", "false", "NaN", "Infinity"};
+  int i;
+  for (i = 0; i < 5; ++i) {
+    size_t length = strlen(words[i]);
+    if ((size_t)(parser->end - parser->at) < length || memcmp(parser->at, words[i], length) != 0) continue;
+    if (i > 2)
+      return ft__json_error(parser, parser->at, "%s is not JSON: Python writes it for a number that is not finite",
+                            words[i]);
+    parser->at += length;
+    node->type = i == 0 ? FT_JSON_NULL : FT_JSON_BOOLEAN;
+    node->boolean = i == 1;
+    return true;
+  }
+  return ft__json_expected(parser, "a value");
+}
+
+/* A new node, a child of the innermost open array or object. */
+static ft_json *ft__json_node(ft__json_parser *parser) {
+  ft_json *node, *parent;
+  if (parser->depth == 0) return &parser->document->root;
+  if (parser->block_used == parser->block_size) {
+    int64_t size = parser->block_size ? 2 * parser->block_size : 16;
+    ft_json *block;
+    if (size > FT__JSON_BLOCK) size = FT__JSON_BLOCK;
+    block = (ft_json *)ft__allocate(parser->context, (size_t)size * sizeof *block);
+    if (!block) return NULL;
+    block[0].next = parser->document->blocks;
+    parser->document->blocks = block;
+    parser->block_size = size;
+    parser->block_used = 1;
+  }
+  node = &parser->document->blocks[parser->block_used++];
+  memset(node, 0, sizeof *node);
+  parent = parser->open[parser->depth - 1];
+  if (parent->count++)
+    parser->newest[parser->depth - 1]->next = node;
+  else
+    parent->child = node;
+  parser->newest[parser->depth - 1] = node;
+  return node;
+}
+
+/* Reads a value - of an array or object only its bracket -, and before it, inside an object, its key. */
+static bool ft__json_value(ft__json_parser *parser) {
+  const char *key = NULL;
+  size_t key_length = 0;
+  ft_json *node;
+  ft__json_skip_space(parser);
+  if (parser->depth && parser->open[parser->depth - 1]->type == FT_JSON_OBJECT) {
+    if (parser->at == parser->end || *parser->at != '"') return ft__json_expected(parser, "a key in double quotes");
+    if (!ft__json_string(parser, &key, &key_length)) return false;
+    ft__json_skip_space(parser);
+    if (parser->at == parser->end || *parser->at != ':') return ft__json_expected(parser, "a colon after the key");
+    ++parser->at;
+    ft__json_skip_space(parser);
+  }
+  if (parser->at == parser->end) return ft__json_expected(parser, "a value");
+  node = ft__json_node(parser);
+  if (!node) return false;
+  node->key = key;
+  node->key_length = key_length;
+  if (*parser->at == '"') {
+    node->type = FT_JSON_STRING;
+    return ft__json_string(parser, &node->string, &node->string_length);
+  }
+  if (*parser->at == '-' || (*parser->at >= '0' && *parser->at <= '9')) return ft__json_number(parser, node);
+  if (*parser->at != '[' && *parser->at != '{') return ft__json_word(parser, node);
+  if (parser->depth == FT__JSON_DEPTH)
+    return ft__json_error(parser, parser->at, "more than %d arrays and objects inside each other", FT__JSON_DEPTH);
+  node->type = *parser->at++ == '[' ? FT_JSON_ARRAY : FT_JSON_OBJECT;
+  parser->open[parser->depth++] = node;
+  return true;
+}
+
+/* Closes the innermost array or object; no key of an object may stand there twice. */
+static bool ft__json_close(ft__json_parser *parser) {
+  const ft_json *node = parser->open[--parser->depth], *member;
+  const ft__name *repeated;
+  int64_t i = 0;
+  if (node->type != FT_JSON_OBJECT || node->count < 2) return true;
+  if (!ft__grow(parser->context, &parser->names, &parser->names_capacity, 2 * node->count, sizeof *parser->names) ||
+      !ft__grow(parser->context, &parser->starts, &parser->starts_capacity, node->count / 4 + 2,
+                sizeof *parser->starts))
+    return false;
+  for (member = node->child; member; member = member->next, ++i)
+    parser->names[i] = ft__name_make(member->key, member->key_length, i);
+  repeated = ft__names_repeated_unsorted(parser->names, parser->names + node->count, parser->starts, node->count);
+  if (!repeated) return true;
+  return ft__json_error(parser, parser->at, "the object that ends here has the key \"%.100s\" twice", repeated->text);
+}
+
+static bool ft__json_parse_document(ft__json_parser *parser) {
+  for (;;) {
+    if (!ft__json_value(parser)) return false;
+    for (;;) { /* what follows a value: closing brackets, then a comma or the end */
+      const ft_json *parent;
+      char closing;
+      ft__json_skip_space(parser);
+      if (parser->depth == 0)
+        return parser->at == parser->end || ft__json_expected(parser, "nothing more after the value");
+      parent = parser->open[parser->depth - 1];
+      closing = parent->type == FT_JSON_ARRAY ? ']' : '}';
+      if (parser->at < parser->end && *parser->at == closing) {
+        ++parser->at;
+        if (!ft__json_close(parser)) return false;
+        continue;
+      }
+      if (parent->count == 0) break; /* just opened: the first value has no comma before it */
+      if (parser->at == parser->end || *parser->at != ',')
+        return ft__json_expected(parser, closing == ']' ? "a comma or ]" : "a comma or }");
+      ++parser->at;
+      break;
+    }
+  }
+}
+
+/* Parses text whose first line is line `first_line` of what `name` names. */
+static ft_json *ft__json_parse_at(ft_context *context, const char *text, size_t length, const char *name,
+                                  int64_t first_line) {
+  ft__json_parser parser;
+  bool parsed;
+  if (length > FT__JSON_BYTES) {
+    ft__error(context, FT_ERROR_UNSUPPORTED, "%s: JSON text of %zu bytes is beyond the limit of 1 GiB", name, length);
+    return NULL;
+  }
+  memset(&parser, 0, sizeof parser);
+  parser.context = context;
+  parser.document = (ft__json_document *)ft__allocate_zero(context, sizeof *parser.document);
+  if (!parser.document) return NULL;
+  parser.document->context = context;
+  parser.document->strings = parser.string = (char *)ft__allocate(context, length + 1);
+  if (!parser.string) {
+    ft_json_free(&parser.document->root);
+    return NULL;
+  }
+  parser.name = name;
+  parser.first_line = first_line;
+  parser.text = parser.at = text;
+  parser.end = text + length;
+  if (length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) parser.text = parser.at = text + 3; /* byte-order mark */
+  parsed = ft__json_parse_document(&parser);
+  ft__release(context, parser.names);
+  ft__release(context, parser.starts);
+  if (parsed) return &parser.document->root;
+  ft_json_free(&parser.document->root);
+  return NULL;
+}
+
+FT_API ft_json *ft_json_parse(ft_context *context, const char *text, size_t length, const char *name) {
+  if (!context) return NULL;
+  if (!text) return (ft_json *)ft__null_argument(context, "ft_json_parse needs a text");
+  return ft__json_parse_at(context, text, length, name ? name : "JSON", 1);
+}
+
+FT_API void ft_json_free(ft_json *root) {
+  ft__json_document *document = (ft__json_document *)(void *)root;
+  if (!document) return;
+  while (document->blocks) {
+    ft_json *previous = (ft_json *)document->blocks[0].next;
+    ft__release(document->context, document->blocks);
+    document->blocks = previous;
+  }
+  ft__release(document->context, document->strings);
+  ft__release(document->context, document);
+}
+
+FT_API const ft_json *ft_json_get(const ft_json *object, const char *key) {
+  const ft_json *member;
+  size_t length;
+  if (!object || object->type != FT_JSON_OBJECT || !key) return NULL;
+  length = strlen(key);
+  for (member = object->child; member; member = member->next)
+    if (member->key_length == length && memcmp(member->key, key, length) == 0) return member;
+  return NULL;
+}
+
+/* A string in quotes. Only what must be escaped is; an invalid byte sequence becomes U+FFFD. */
+static void ft__append_json_string(ft__string *out, const char *text, size_t length) {
+  static const char letters[] = "btn-fr"; /* U+0008 .. U+000D: U+000B has no letter */
+  size_t plain = 0, i = 0;                /* text[plain .. i) waits to be copied */
+  ft__append(out, "\"");
+  while (i < length) {
+    unsigned char c = (unsigned char)text[i];
+    int bytes = c < 0x80 ? 1 : ft__utf8_valid(text + i, length - i);
+    if (bytes && c >= 0x20 && c != '"' && c != '\\') {
+      i += (size_t)bytes;
+      continue;
+    }
+    ft__append_bytes(out, text + plain, i - plain);
+    if (!bytes) {
+      uint32_t code;
+      i += (size_t)ft__utf8_decode(text + i, length - i, &code) - 1;
+      ft__append(out, "\xEF\xBF\xBD");
+    } else if (c >= 0x20) {
+      ft__append_format(out, "\\%c", c);
+    } else if (c >= 8 && c <= 13 && c != 11) {
+      ft__append_format(out, "\\%c", letters[c - 8]);
+    } else {
+      ft__append_format(out, "\\u%04x", c);
+    }
+    plain = ++i;
+  }
+  ft__append_bytes(out, text + plain, length - plain);
+  ft__append(out, "\"");
+}
+
+static void ft__append_json_scalar(ft__string *out, const ft_json *value) {
+  if (value->type == FT_JSON_NULL)
+    ft__append(out, "null");
+  else if (value->type == FT_JSON_BOOLEAN)
+    ft__append(out, value->boolean ? "true" : "false");
+  else if (value->type == FT_JSON_STRING)
+    ft__append_json_string(out, value->string, value->string_length);
+  else if (value->is_integer)
+    ft__append_format(out, "%lld", (long long)value->integer);
+  else if (value->string && !strpbrk(value->string, ".eE")) /* an integer beyond 64 bits */
+    ft__append_bytes(out, value->string, value->string_length);
+  else
+    ft__append_number(out, value->number);
+}
+
+static void ft__append_json_line(ft__string *out, int spaces) {
+  ft__append(out, "\n");
+  while (spaces-- > 0) ft__append(out, " ");
+}
+
+/* The tree as json.dumps(value, indent=indent, ensure_ascii=False) writes it; indent < 0: on one line. */
+static void ft__append_json(ft__string *out, const ft_json *value, int indent) {
+  const ft_json *open[FT__JSON_DEPTH + 1]; /* path from the root to the value being written */
+  int depth = 0;
+  const ft_json *at = value;
+  for (;;) {
+    bool container = at->type == FT_JSON_ARRAY || at->type == FT_JSON_OBJECT;
+    if (at->key && depth) {
+      ft__append_json_string(out, at->key, at->key_length);
+      ft__append(out, ": ");
+    }
+    if (container && at->child && depth < FT__JSON_DEPTH) {
+      open[depth++] = at;
+      ft__append(out, at->type == FT_JSON_ARRAY ? "[" : "{");
+      if (indent >= 0) ft__append_json_line(out, indent * depth);
+      at = at->child;
+      continue;
+    }
+    if (container)
+      ft__append(out, at->type == FT_JSON_ARRAY ? "[]" : "{}");
+    else
+      ft__append_json_scalar(out, at);
+    while (depth && !at->next) {
+      at = open[--depth];
+      if (indent >= 0) ft__append_json_line(out, indent * depth);
+      ft__append(out, at->type == FT_JSON_ARRAY ? "]" : "}");
+    }
+    if (!depth) return;
+    ft__append(out, indent >= 0 ? "," : ", ");
+    if (indent >= 0) ft__append_json_line(out, indent * depth);
+    at = at->next;
+  }
+}
+/* =====================================================================================================================
+   >>files: reading whole files, writing them so that their name never holds half a file
+
+   A file is written under another name beside its own, flushed to the disk, and renamed, which replaces an old file in
+   one step: whoever opens the name sees all of the old content or all of the new. */
+
+#ifdef _WIN32
+#define FT__STAT struct _stat64
+#define ft__stat(path, information) _stat64(path, information)
+#define ft__seek(file, offset, from) _fseeki64(file, offset, from)
+#define ft__tell(file) _ftelli64(file)
+#define ft__flush_to_disk(file) _commit(_fileno(file))
+#define ft__rename(from, to) (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING) ? 0 : -1)
+#define ft__make_directory(path) _mkdir(path)
+#define ft__process() ((unsigned long)GetCurrentProcessId())
+#define ft__is_separator(c) ((c) == '/' || (c) == '\\')
+#define ft__mode_is_directory(mode) (((mode)&_S_IFMT) == _S_IFDIR)
+#else
+#define FT__STAT struct stat
+#define ft__stat(path, information) stat(path, information)
+#define ft__seek(file, offset, from) fseeko(file, (off_t)(offset), from)
+#define ft__tell(file) ((int64_t)ftello(file))
+#define ft__flush_to_disk(file) fsync(fileno(file))
+#define ft__rename(from, to) rename(from, to)
+#define ft__make_directory(path) mkdir(path, 0777)
+#define ft__process() ((unsigned long)getpid())
+#define ft__is_separator(c) ((c) == '/')
+#define ft__mode_is_directory(mode) S_ISDIR(mode)
+#endif
+
+static bool ft__is_directory(const char *path) {
+  FT__STAT information;
+  return ft__stat(path, &information) == 0 && ft__mode_is_directory(information.st_mode);
+}
+
+static bool ft__file_exists(const char *path) {
+  FT__STAT information;
+  return ft__stat(path, &information) == 0 && !ft__mode_is_directory(information.st_mode);
+}
+
+static FILE *ft__file_open(ft_context *context, const char *path) {
+  FILE *file;
+  if (ft__is_directory(path)) {
+    ft__error(context, FT_ERROR_FILE, "%s is a directory, not a file", path);
+    return NULL;
+  }
+  file = fopen(path, "rb");
+  if (!file) ft__error(context, FT_ERROR_FILE, "%s cannot be opened: %s", path, strerror(errno));
+  return file;
+}
+
+/* The size of an open file, which is then at its start; -1 if it has none, as a pipe. */
+static int64_t ft__file_size(FILE *file) {
+  int64_t size = ft__seek(file, 0, SEEK_END) == 0 ? ft__tell(file) : -1;
+  rewind(file);
+  return size;
+}
+
+/* The whole file, with a zero byte behind it. Reads until the end, whatever the size was said to be. */
+static char *ft__file_read(ft_context *context, const char *path, size_t *size) {
+  char *text = NULL;
+  int64_t capacity = 0, used = 0, wanted;
+  size_t read = 1;
+  FILE *file = ft__file_open(context, path);
+  if (!file) return NULL;
+  wanted = ft__file_size(file) + 2; /* one more than the file has, to see its end; one for the zero byte */
+  while (read > 0) {
+    if (used + 1 >= capacity && !ft__grow(context, &text, &capacity, wanted > used + 2 ? wanted : used + 2, 1)) break;
+    read = fread(text + used, 1, (size_t)(capacity - used) - 1, file);
+    used += (int64_t)read;
+  }
+  if (read > 0 || ferror(file)) {
+    if (read == 0) ft__error(context, FT_ERROR_FILE, "%s cannot be read: %s", path, strerror(errno));
+    ft__release(context, text);
+    text = NULL;
+  } else {
+    text[used] = 0;
+    *size = (size_t)used;
+  }
+  fclose(file);
+  return text;
+}
+
+/* A file being written. The first failure is recorded and sticks; ft__output_close says how it went. */
+typedef struct ft__output {
+  ft_context *context;
+  const char *path;
+  char *temporary; /* the name it has while it is being written */
+  FILE *file;
+  bool failed;
+} ft__output;
+
+static void ft__output_fail(ft__output *output, const char *what) {
+  if (!output->failed)
+    ft__error(output->context, FT_ERROR_FILE, "%s cannot be %s: %s", output->path, what, strerror(errno));
+  output->failed = true;
+}
+
+static void ft__output_open(ft__output *output, ft_context *context, const char *path) {
+  size_t room = strlen(path) + 64;
+  output->context = context;
+  output->path = path;
+  output->failed = false;
+  output->file = NULL;
+  output->temporary = (char *)ft__allocate(context, room);
+  if (!output->temporary) {
+    output->failed = true;
+    return;
+  }
+  snprintf(output->temporary, room, "%s.%lu-%llx.tmp", path, ft__process(), (unsigned long long)(uintptr_t)context);
+  output->file = fopen(output->temporary, "wb");
+  if (!output->file) ft__output_fail(output, "created");
+}
+
+static void ft__output_write(ft__output *output, const void *bytes, size_t size) {
+  if (output->failed || size == 0) return;
+  if (fwrite(bytes, 1, size, output->file) != size) ft__output_fail(output, "written");
+}
+
+/* Gives the file its name if all went well, else removes it. */
+static ft_status ft__output_close(ft__output *output) {
+  if (output->file) {
+    if (!output->failed && (fflush(output->file) != 0 || ft__flush_to_disk(output->file) != 0))
+      ft__output_fail(output, "written");
+    if (fclose(output->file) != 0) ft__output_fail(output, "written");
+    if (!output->failed && ft__rename(output->temporary, output->path) != 0) ft__output_fail(output, "replaced");
+    if (output->failed) remove(output->temporary);
+  }
+  ft__release(output->context, output->temporary);
+  return output->failed ? output->context->status : FT_OK;
+}
+
+static ft_status ft__file_write(ft_context *context, const char *path, const void *bytes, size_t size) {
+  ft__output output;
+  ft__output_open(&output, context, path);
+  ft__output_write(&output, bytes, size);
+  return ft__output_close(&output);
+}
+
+/* directory/name; the name alone if the directory is "". */
+static char *ft__path_join(ft_context *context, const char *directory, const char *name) {
+  size_t length = strlen(directory), name_length = strlen(name);
+  char *path = (char *)ft__allocate(context, length + name_length + 2);
+  if (!path) return NULL;
+  memcpy(path, directory, length);
+  if (length && !ft__is_separator(directory[length - 1])) path[length++] = '/';
+  memcpy(path + length, name, name_length + 1);
+  return path;
+}
+
+/* Creates a directory and those above it; one that exists is fine. */
+static ft_status ft__directory_create(ft_context *context, const char *path) {
+  size_t length = strlen(path), i;
+  ft_status status = FT_OK;
+  char *part = ft__string_copy(context, path, length);
+  if (!part) return FT_ERROR_MEMORY;
+  for (i = 1; i <= length && status == FT_OK; ++i) {
+    if (i < length && !ft__is_separator(part[i])) continue;
+    part[i] = 0;
+    if (!ft__is_directory(part) && ft__make_directory(part) != 0 && !ft__is_directory(part))
+      status = ft__error(context, FT_ERROR_FILE, "directory %s cannot be created: %s", part, strerror(errno));
+    part[i] = path[i];
+  }
+  ft__release(context, part);
+  return status;
+}
+
+FT_API ft_json *ft_json_read(ft_context *context, const char *path) {
+  size_t size;
+  char *text;
+  ft_json *root;
+  if (!context) return NULL;
+  if (!path) return (ft_json *)ft__null_argument(context, "ft_json_read needs a path");
+  text = ft__file_read(context, path, &size);
+  if (!text) return NULL;
+  root = ft__json_parse_at(context, text, size, path, 1);
+  ft__release(context, text);
+  return root;
+}
+
+/* =====================================================================================================================
+   >>safetensors files
+
+       8 bytes             N, the size of the header, little-endian
+       N bytes             JSON: {"__metadata__": {"format": "pt"},
+                                  "classifier.weight": {"dtype": "F32", "shape": [2, 768], "data_offsets": [0, 6144]},
+   ...} the rest            the data: arrays in row-major order, little-endian; offsets count from here
+
+   Sorted by their offsets, the tensors must follow one another without gap or overlap from 0 to the end of the file,
+   and each must have the size that its shape and dtype say. A model too large for one file comes as several, with an
+   index
+   {"weight_map": {"classifier.weight": "model-00002-of-00002.safetensors", ...}} beside them. */
+
+#define FT__HEADER_BYTES 100000000 /* the reference implementation's limit on N */
+
+/* Every dtype of the format, in the order by which the reference implementation sorts tensors: the last goes first. */
+static const struct ft__dtype {
+  const char *name;
+  int bits;
+  int dtype; /* ft_dtype, or -1 for those this library does not read */
+} ft__dtypes[] = {{"BOOL", 8, -1},     {"F4", 4, -1},          {"F6_E2M3", 6, -1},     {"F6_E3M2", 6, -1},
+                  {"U8", 8, FT_U8},    {"I8", 8, -1},          {"F8_E5M2", 8, -1},     {"F8_E4M3", 8, -1},
+                  {"F8_E8M0", 8, -1},  {"F8_E4M3FNUZ", 8, -1}, {"F8_E5M2FNUZ", 8, -1}, {"I16", 16, -1},
+                  {"U16", 16, -1},     {"F16", 16, FT_F16},    {"BF16", 16, FT_BF16},  {"I32", 32, FT_I32},
+                  {"U32", 32, -1},     {"F32", 32, FT_F32},    {"C64", 64, -1},        {"F64", 64, FT_F64},
+                  {"I64", 64, FT_I64}, {"U64", 64, -1}};
+enum { FT__DTYPES = (int)(sizeof ft__dtypes / sizeof ft__dtypes[0]) };
+
+/* The row of ft__dtypes for an ft_dtype, or -1. */
+static int ft__dtype_row(ft_dtype dtype) {
+  int row = FT__DTYPES - 1;
+  while (row >= 0 && ft__dtypes[row].dtype != (int)dtype) --row;
+  return row;
+}
+
+FT_API const char *ft_dtype_name(ft_dtype dtype) {
+  int row = ft__dtype_row(dtype);
+  return row < 0 ? "unknown" : ft__dtypes[row].name;
+}
+
+FT_API size_t ft_dtype_size(ft_dtype dtype) {
+  int row = ft__dtype_row(dtype);
+  return row < 0 ? 0 : (size_t)ft__dtypes[row].bits / 8;
+}
+
+typedef struct ft__tensor_record {
+  ft_safetensors_entry entry; /* first, so that its address is the record's */
+  const char *stored_dtype;   /* as the header has it */
+  int64_t begin, end;         /* bytes, from the start of the file */
+  int shard;
+  bool readable; /* the dtype is one of ft_dtype; else entry.dtype is FT_U8 */
+} ft__tensor_record;
+
+typedef struct ft__shard { /* one .safetensors file: open, or in memory */
+  char *name;
+  FILE *file;
+  const unsigned char *bytes; /* NULL for a file */
+  int64_t size;
+  ft_json *header; /* holds the names of the tensors */
+} ft__shard;
+
+struct ft_safetensors {
+  ft_context *context;
+  ft__shard *shards;
+  int64_t shard_count, shard_capacity;
+  ft__tensor_record *tensors; /* as the headers list them */
+  int64_t count, capacity;
+  ft__name *names; /* [count], sorted */
+};
+
+FT_API void ft_safetensors_close(ft_safetensors *file) {
+  int64_t i;
+  if (!file) return;
+  for (i = 0; i < file->shard_count; ++i) {
+    if (file->shards[i].file) fclose(file->shards[i].file);
+    ft_json_free(file->shards[i].header);
+    ft__release(file->context, file->shards[i].name);
+  }
+  ft__release(file->context, file->shards);
+  ft__release(file->context, file->tensors);
+  ft__release(file->context, file->names);
+  ft__release(file->context, file);
+}
+
+/* Copies bytes [begin, begin + size) of a shard to out. */
+static ft_status ft__shard_read(ft_context *context, ft__shard *shard, int64_t begin, size_t size, void *out) {
+  if (size == 0) return FT_OK;
+  if (shard->bytes) {
+    memcpy(out, shard->bytes + begin, size);
+    return FT_OK;
+  }
+  if (ft__seek(shard->file, begin, SEEK_SET) == 0 && fread(out, 1, size, shard->file) == size) return FT_OK;
+  return ft__error(context, FT_ERROR_FILE, "%s: bytes %lld to %lld cannot be read: %s", shard->name, (long long)begin,
+                   (long long)begin + (long long)size, ferror(shard->file) ? strerror(errno) : "the file ends before");
+}
+
+/* Reads an array of two or of up to `limit` integers >= 0 from a tensor's description. Returns their number, -1:
+ * broken. */
+static int64_t ft__header_integers(const ft_json *tensor, const char *key, int64_t *values, int64_t limit) {
+  const ft_json *array = ft_json_get(tensor, key), *item;
+  int64_t count = 0;
+  if (!array || array->type != FT_JSON_ARRAY) return -1;
+  for (item = array->child; item; item = item->next, ++count) {
+    if (!item->is_integer || item->integer < 0) return -1;
+    if (count < limit) values[count] = item->integer;
+  }
+  return count;
+}
+
+/* Fills a record from one member of the header. Whether its offsets fit the others' is seen later. */
+static ft_status ft__tensor_describe(ft_context *context, const ft__shard *shard, const ft_json *tensor,
+                                     ft__tensor_record *record) {
+  const ft_json *dtype = ft_json_get(tensor, "dtype");
+  int64_t offsets[2] = {0, 0}, dimensions = ft__header_integers(tensor, "shape", record->entry.shape, 8);
+  int i, row = 0;
+  if (strlen(tensor->key) != tensor->key_length)
+    return ft__error(context, FT_ERROR_FORMAT, "%s: tensor name \"%.200s...\" holds a zero byte", shard->name,
+                     tensor->key);
+  if (!dtype || dtype->type != FT_JSON_STRING || strlen(dtype->string) != dtype->string_length || dimensions < 0 ||
+      ft__header_integers(tensor, "data_offsets", offsets, 2) != 2)
+    return ft__error(
+        context, FT_ERROR_FORMAT,
+        "%s: tensor \"%.200s\" must have a dtype, a shape and two data_offsets, the numbers from 0 to 2^63",
+        shard->name, tensor->key);
+  if (dimensions > 8)
+    return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: tensor \"%.200s\" has %lld dimensions, the limit is 8",
+                     shard->name, tensor->key, (long long)dimensions);
+  record->entry.name = tensor->key;
+  record->entry.dimensions = (int)dimensions;
+  record->entry.count = 1;
+  for (i = 0; i < record->entry.dimensions; ++i) {
+    int64_t size = record->entry.shape[i];
+    if (size && record->entry.count > INT64_MAX / 64 / size)
+      return ft__error(context, FT_ERROR_FORMAT, "%s: the shape of tensor \"%.200s\" overflows", shard->name,
+                       tensor->key);
+    record->entry.count *= size;
+  }
+  while (row < FT__DTYPES && strcmp(dtype->string, ft__dtypes[row].name) != 0) ++row;
+  record->readable = row < FT__DTYPES && ft__dtypes[row].dtype >= 0;
+  record->entry.dtype = record->readable ? (ft_dtype)ft__dtypes[row].dtype : FT_U8;
+  record->stored_dtype = dtype->string;
+  record->begin = offsets[0];
+  record->end = offsets[1];
+  if (record->begin > record->end ||
+      (row < FT__DTYPES && (record->entry.count * ft__dtypes[row].bits % 8 ||
+                            record->end - record->begin != record->entry.count * ft__dtypes[row].bits / 8)))
+    return ft__error(context, FT_ERROR_FORMAT,
+                     "%s: tensor \"%.200s\" has %lld elements of dtype %.20s, but data_offsets %lld and %lld",
+                     shard->name, tensor->key, (long long)record->entry.count, dtype->string, (long long)record->begin,
+                     (long long)record->end);
+  return FT_OK;
+}
+
+/* Checks that the newest shard's tensors cover its data, which begins at `start`, and makes their offsets count from
+   the start of the file. Sorted by offset; of two that begin at the same byte, the empty one first. */
+static ft_status ft__shard_check_layout(ft_safetensors *file, const ft__shard *shard, int64_t first, int64_t start) {
+  int64_t i, covered = 0, count = file->count - first, data = shard->size - start;
+  ft_status status = FT_OK;
+  ft__name *order = (ft__name *)ft__allocate(file->context, ft__size_product((size_t)count, 2 * sizeof *order));
+  if (!order) return FT_ERROR_MEMORY;
+  for (i = 0; i < count; ++i) {
+    const ft__tensor_record *record = &file->tensors[first + i];
+    order[i] = ft__name_make(NULL, 0, first + i);
+    order[i].prefix = (uint64_t)record->begin * 2 + (record->end > record->begin);
+  }
+  ft__names_sort(order, order + count, count);
+  for (i = 0; i < count && status == FT_OK; ++i) {
+    ft__tensor_record *record = &file->tensors[order[i].position];
+    if (record->begin != covered)
+      status = ft__error(file->context, FT_ERROR_FORMAT,
+                         "%s: tensor \"%.200s\" begins at byte %lld of the data, the one before it ends at %lld",
+                         shard->name, record->entry.name, (long long)record->begin, (long long)covered);
+    covered = record->end;
+    if (status == FT_OK && covered > data)
+      status = ft__error(file->context, FT_ERROR_FORMAT, "%s: tensor \"%.200s\" ends at byte %lld of %lld of the data",
+                         shard->name, record->entry.name, (long long)covered, (long long)data);
+    if (status == FT_OK) record->begin += start, record->end += start;
+  }
+  if (status == FT_OK && covered < data)
+    status = ft__error(file->context, FT_ERROR_FORMAT, "%s: the tensors end at byte %lld of %lld of the data",
+                       shard->name, (long long)covered, (long long)data);
+  ft__release(file->context, order);
+  return status;
+}
+
+static ft_status ft__shard_check_metadata(ft_context *context, const ft__shard *shard, const ft_json *metadata) {
+  const ft_json *item;
+  if (metadata->type == FT_JSON_NULL) return FT_OK;
+  if (metadata->type != FT_JSON_OBJECT)
+    return ft__error(context, FT_ERROR_FORMAT, "%s: __metadata__ must be an object of strings", shard->name);
+  for (item = metadata->child; item; item = item->next)
+    if (item->type != FT_JSON_STRING)
+      return ft__error(context, FT_ERROR_FORMAT, "%s: __metadata__ \"%.200s\" must be a string", shard->name,
+                       item->key);
+  return FT_OK;
+}
+
+/* Reads and parses the header; *start becomes where the data begins. */
+static ft_status ft__shard_read_header(ft_context *context, ft__shard *shard, int64_t *start) {
+  unsigned char prefix[8];
+  uint64_t size = 0;
+  char *text;
+  int i;
+  if (shard->size < 8)
+    return ft__error(context, FT_ERROR_FORMAT, "%s: %lld bytes are too few for a safetensors file", shard->name,
+                     (long long)shard->size);
+  if (ft__shard_read(context, shard, 0, 8, prefix) != FT_OK) return context->status;
+  for (i = 7; i >= 0; --i) size = size << 8 | prefix[i];
+  if (size > FT__HEADER_BYTES || (int64_t)size > shard->size - 8)
+    return ft__error(context, FT_ERROR_FORMAT, "%s: a header of %llu bytes in a file of %lld (limit %d)", shard->name,
+                     (unsigned long long)size, (long long)shard->size, FT__HEADER_BYTES);
+  text = (char *)ft__allocate(context, (size_t)size);
+  if (!text) return FT_ERROR_MEMORY;
+  if (ft__shard_read(context, shard, 8, (size_t)size, text) == FT_OK) {
+    if (size == 0 || text[0] != '{')
+      ft__error(context, FT_ERROR_FORMAT, "%s: the header must begin with {", shard->name);
+    else
+      shard->header = ft__json_parse_at(context, text, (size_t)size, shard->name, 1);
+  }
+  ft__release(context, text);
+  *start = 8 + (int64_t)size;
+  return shard->header ? FT_OK : context->status;
+}
+
+/* Adds the tensors of the newest shard to the file's. */
+static ft_status ft__shard_add_tensors(ft_safetensors *file) {
+  ft_context *context = file->context;
+  ft__shard *shard = &file->shards[file->shard_count - 1];
+  int64_t start = 0, first = file->count;
+  const ft_json *member;
+  if (ft__shard_read_header(context, shard, &start) != FT_OK) return context->status;
+  if (!ft__grow(context, &file->tensors, &file->capacity, file->count + shard->header->count, sizeof *file->tensors))
+    return FT_ERROR_MEMORY;
+  for (member = shard->header->child; member; member = member->next) {
+    ft__tensor_record *record = &file->tensors[file->count];
+    ft_status status;
+    if (member->key_length == 12 && memcmp(member->key, "__metadata__", 12) == 0) {
+      if (ft__shard_check_metadata(context, shard, member) != FT_OK) return context->status;
+      continue;
+    }
+    memset(record, 0, sizeof *record);
+    status = ft__tensor_describe(context, shard, member, record);
+    if (status != FT_OK) return status;
+    record->shard = (int)(file->shard_count - 1);
+    ++file->count;
+  }
+  return ft__shard_check_layout(file, shard, first, start);
+}
+
+static ft__shard *ft__shard_new(ft_safetensors *file, const char *name) {
+  ft__shard *shard;
+  if (!ft__grow(file->context, &file->shards, &file->shard_capacity, file->shard_count + 1, sizeof *file->shards))
+    return NULL;
+  shard = &file->shards[file->shard_count];
+  memset(shard, 0, sizeof *shard);
+  shard->name = ft__string_copy(file->context, name, strlen(name));
+  if (!shard->name) return NULL;
+  ++file->shard_count;
+  return shard;
+}
+
+static ft_status ft__shard_open(ft_safetensors *file, const char *path) {
+  ft__shard *shard = ft__shard_new(file, path);
+  if (!shard) return FT_ERROR_MEMORY;
+  shard->file = ft__file_open(file->context, path);
+  if (!shard->file) return FT_ERROR_FILE;
+  shard->size = ft__file_size(shard->file);
+  if (shard->size < 0) return ft__error(file->context, FT_ERROR_FILE, "%s is not a regular file", path);
+  return ft__shard_add_tensors(file);
+}
+
+/* The number of the shard that an index names (opened if it is new), or -1. Only a plain file name is taken, so that an
+   index cannot point outside its directory. */
+static int64_t ft__index_shard(ft_safetensors *file, const char *path, const ft_json *entry) {
+  size_t directory = strlen(path), shard_directory;
+  int64_t i = file->shard_count;
+  char *shard_path;
+  ft_status status;
+  if (entry->type != FT_JSON_STRING || entry->string_length == 0 || strlen(entry->string) != entry->string_length ||
+      strpbrk(entry->string, "/\\:") || strcmp(entry->string, ".") == 0 || strcmp(entry->string, "..") == 0) {
+    ft__error(file->context, FT_ERROR_FORMAT, "%s: the file of tensor \"%.200s\" must be a plain name", path,
+              entry->key);
+    return -1;
+  }
+  while (directory && !ft__is_separator(path[directory - 1])) --directory;
+  while (i-- > 0) { /* newest first: neighbours in the map mostly stand in the same file */
+    shard_directory = strlen(file->shards[i].name) - entry->string_length;
+    if (shard_directory == directory && strcmp(file->shards[i].name + directory, entry->string) == 0) return i;
+  }
+  shard_path = (char *)ft__allocate(file->context, directory + entry->string_length + 1);
+  if (!shard_path) return -1;
+  memcpy(shard_path, path, directory);
+  memcpy(shard_path + directory, entry->string, entry->string_length + 1);
+  status = ft__file_exists(shard_path)
+               ? ft__shard_open(file, shard_path)
+               : ft__error(file->context, FT_ERROR_FILE, "%s: the file %s, which holds tensor \"%.200s\", is missing",
+                           path, shard_path, entry->key);
+  ft__release(file->context, shard_path);
+  return status == FT_OK ? file->shard_count - 1 : -1;
+}
+
+/* Makes the sorted index of the tensors' names. Within a file the header's parser has seen to it that none repeats. */
+static ft_status ft__safetensors_index(ft_safetensors *file) {
+  int64_t i;
+  ft__release(file->context, file->names);
+  file->names = (ft__name *)ft__allocate(file->context, ft__size_product((size_t)file->count, 2 * sizeof(ft__name)));
+  if (!file->names) return FT_ERROR_MEMORY;
+  for (i = 0; i < file->count; ++i) {
+    const char *name = file->tensors[i].entry.name;
+    file->names[i] = ft__name_make(name, strlen(name), i);
+  }
+  ft__names_sort(file->names, file->names + file->count, file->count);
+  return FT_OK;
+}
+
+/* Of all tensors, keeps those that stand in the file that the map says; none may be missing. map [count]: the names in
+   the map, sorted, each with the number of its shard as position. */
+static ft_status ft__index_select(ft_safetensors *file, const char *path, const ft__name *map, int64_t count) {
+  int64_t i, kept = 0;
+  for (i = 0; i < file->count; ++i) {
+    const ft__tensor_record *record = &file->tensors[i];
+    if (ft__names_find(map, count, record->entry.name, strlen(record->entry.name)) == record->shard)
+      file->tensors[kept++] = *record;
+  }
+  if (kept < file->count)
+    ft__log(file->context, FT_LOG_WARNING, "%s does not list %lld of the tensors in its files: they are left out", path,
+            (long long)(file->count - kept));
+  file->count = kept;
+  if (ft__safetensors_index(file) != FT_OK) return FT_ERROR_MEMORY;
+  for (i = 0; i < count; ++i)
+    if (ft__names_find(file->names, file->count, map[i].text, map[i].length) < 0)
+      return ft__error(file->context, FT_ERROR_FORMAT, "%s: tensor \"%.200s\" is not in %s", path, map[i].text,
+                       file->shards[map[i].position].name);
+  return FT_OK;
+}
+
+/* Opens all files of a sharded model. */
+static ft_status ft__index_open(ft_safetensors *file, const char *path, const ft_json *index) {
+  const ft_json *weights = ft_json_get(index, "weight_map"), *entry;
+  int64_t count = 0;
+  ft_status status = FT_OK;
+  ft__name *map;
+  if (!weights || weights->type != FT_JSON_OBJECT)
+    return ft__error(file->context, FT_ERROR_FORMAT, "%s has no object \"weight_map\"", path);
+  map = (ft__name *)ft__allocate(file->context, ft__size_product((size_t)weights->count, 2 * sizeof *map));
+  if (!map) return FT_ERROR_MEMORY;
+  for (entry = weights->child; entry && status == FT_OK; entry = entry->next) {
+    int64_t shard = ft__index_shard(file, path, entry);
+    if (shard < 0) status = file->context->status;
+    map[count++] = ft__name_make(entry->key, entry->key_length, shard);
+  }
+  if (status == FT_OK) {
+    ft__names_sort(map, map + count, count);
+    status = ft__index_select(file, path, map, count);
+  }
+  ft__release(file->context, map);
+  return status;
+}
+
+static ft_safetensors *ft__safetensors_new(ft_context *context) {
+  ft_safetensors *file = (ft_safetensors *)ft__allocate_zero(context, sizeof *file);
+  if (file) file->context = context;
+  return file;
+}
+
+/* The file to open for a path that may be a directory. */
+static char *ft__safetensors_path(ft_context *context, const char *path) {
+  static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
+  int i;
+  if (!ft__is_directory(path)) return ft__string_copy(context, path, strlen(path));
+  for (i = 0; i < 2; ++i) {
+    char *inside = ft__path_join(context, path, names[i]);
+    if (!inside || ft__file_exists(inside)) return inside;
+    ft__release(context, inside);
+  }
+  ft__error(context, FT_ERROR_FILE, "%s holds neither %s nor %s", path, names[0], names[1]);
+  return NULL;
+}
+
+FT_API ft_safetensors *ft_safetensors_open(ft_context *context, const char *path) {
+  ft_safetensors *file;
+  ft_json *index = NULL;
+  ft_status status = FT_ERROR_MEMORY;
+  char *found;
+  size_t length;
+  if (!context) return NULL;
+  if (!path) return (ft_safetensors *)ft__null_argument(context, "ft_safetensors_open needs a path");
+  found = ft__safetensors_path(context, path);
+  if (!found) return NULL;
+  length = strlen(found);
+  file = ft__safetensors_new(context);
+  if (file && length > 5 && strcmp(found + length - 5, ".json") == 0) {
+    index = ft_json_read(context, found);
+    status = index ? ft__index_open(file, found, index) : context->status;
+  } else if (file) {
+    status = ft__shard_open(file, found);
+    if (status == FT_OK) status = ft__safetensors_index(file);
+  }
+  ft_json_free(index);
+  ft__release(context, found);
+  if (status == FT_OK) return file;
+  ft_safetensors_close(file);
+  return NULL;
+}
+
+FT_API ft_safetensors *ft_safetensors_parse(ft_context *context, const void *bytes, size_t size, const char *name) {
+  ft_safetensors *file;
+  ft__shard *shard;
+  if (!context) return NULL;
+  if (!bytes) return (ft_safetensors *)ft__null_argument(context, "ft_safetensors_parse needs the bytes of a file");
+  file = ft__safetensors_new(context);
+  if (!file) return NULL;
+  shard = ft__shard_new(file, name ? name : "safetensors");
+  if (shard) {
+    shard->bytes = (const unsigned char *)bytes;
+    shard->size = (int64_t)size;
+    if (ft__shard_add_tensors(file) == FT_OK && ft__safetensors_index(file) == FT_OK) return file;
+  }
+  ft_safetensors_close(file);
+  return NULL;
+}
+
+FT_API int64_t ft_safetensors_count(const ft_safetensors *file) { return file ? file->count : 0; }
+
+FT_API const ft_safetensors_entry *ft_safetensors_at(const ft_safetensors *file, int64_t index) {
+  return file && index >= 0 && index < file->count ? &file->tensors[index].entry : NULL;
+}
+
+FT_API const ft_safetensors_entry *ft_safetensors_find(const ft_safetensors *file, const char *name) {
+  return file && name ? ft_safetensors_at(file, ft__names_find(file->names, file->count, name, strlen(name))) : NULL;
+}
+
+FT_API const char *ft_safetensors_metadata(const ft_safetensors *file, const char *key) {
+  int64_t i;
+  for (i = 0; file && i < file->shard_count; ++i) {
+    const ft_json *value = ft_json_get(ft_json_get(file->shards[i].header, "__metadata__"), key);
+    if (value) return value->string;
+  }
+  return NULL;
+}
+
+/* Little-endian numbers as they stand in a file; compilers make one load of each. */
+static uint32_t ft__load16(const unsigned char *bytes) { return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8; }
+
+static uint32_t ft__load32(const unsigned char *bytes) { return ft__load16(bytes) | ft__load16(bytes + 2) << 16; }
+
+static uint64_t ft__load64(const unsigned char *bytes) {
+  return ft__load32(bytes) | (uint64_t)ft__load32(bytes + 4) << 32;
+}
+
+static bool ft__little_endian(void) {
+  const uint16_t one = 1;
+  unsigned char first;
+  memcpy(&first, &one, 1);
+  return first == 1;
+}
+
+static float ft__float_from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/* binary16, 1 + 5 + 10 bits with exponent bias 15, to binary32, 1 + 8 + 23 bits with bias 127: every half is a float.
+ */
+static float ft__float_from_half(uint32_t half) {
+  uint32_t sign = (half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 0x3FF;
+  if (exponent == 31) return ft__float_from_bits(sign | 0x7F800000 | fraction << 13); /* Inf, NaN */
+  if (exponent) return ft__float_from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+  if (!fraction) return ft__float_from_bits(sign);
+  for (exponent = 113; !(fraction & 0x400); --exponent) fraction <<= 1; /* subnormal: normalised by shifting */
+  return ft__float_from_bits(sign | exponent << 23 | (fraction & 0x3FF) << 13);
+}
+
+static void ft__convert_float(ft_dtype dtype, const unsigned char *bytes, int64_t count, float *out) {
+  int64_t i;
+  if (dtype == FT_F32) {
+    for (i = 0; i < count; ++i) out[i] = ft__float_from_bits(ft__load32(bytes + 4 * i));
+  } else if (dtype == FT_BF16) { /* the upper half of a float */
+    for (i = 0; i < count; ++i) out[i] = ft__float_from_bits(ft__load16(bytes + 2 * i) << 16);
+  } else if (dtype == FT_F16) {
+    for (i = 0; i < count; ++i) out[i] = ft__float_from_half(ft__load16(bytes + 2 * i));
+  } else {
+    for (i = 0; i < count; ++i) {
+      out[i] = (float)ft__double_from_bits(ft__load64(bytes + 8 * i));
+    }
+  }
+}
+
+static void ft__convert_int(ft_dtype dtype, const unsigned char *bytes, int64_t count, int64_t *out) {
+  int64_t i;
+  if (dtype == FT_U8) {
+    for (i = 0; i < count; ++i) out[i] = bytes[i];
+  } else if (dtype == FT_I32) {
+    for (i = 0; i < count; ++i) out[i] = (int32_t)ft__load32(bytes + 4 * i);
+  } else {
+    for (i = 0; i < count; ++i) out[i] = (int64_t)ft__load64(bytes + 8 * i);
+  }
+}
+
+/* Reads a tensor piece by piece into floats or integers (the other is NULL). */
+static ft_status ft__tensor_load(ft_context *context, ft_safetensors *file, const ft_safetensors_entry *entry,
+                                 float *floats, int64_t *integers) {
+  unsigned char piece[16384];
+  const ft__tensor_record *record = (const ft__tensor_record *)(const void *)entry;
+  ft_dtype dtype = entry->dtype;
+  bool integer = dtype == FT_I64 || dtype == FT_I32 || dtype == FT_U8;
+  int64_t size = (int64_t)ft_dtype_size(dtype), done = 0;
+  ft__shard *shard = &file->shards[record->shard];
+  if (!record->readable || integer != (integers != NULL))
+    return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: tensor \"%.200s\" of dtype %.20s cannot be read as %s",
+                     shard->name, entry->name, record->stored_dtype, integers ? "integers" : "floats");
+  if (dtype == FT_F32 && ft__little_endian()) /* no conversion, no copy */
+    return ft__shard_read(context, shard, record->begin, (size_t)entry->count * sizeof *floats, floats);
+  while (done < entry->count) {
+    int64_t count = (int64_t)sizeof piece / size;
+    if (count > entry->count - done) count = entry->count - done;
+    if (ft__shard_read(context, shard, record->begin + done * size, (size_t)(count * size), piece) != FT_OK)
+      return context->status;
+    if (integers)
+      ft__convert_int(dtype, piece, count, integers + done);
+    else
+      ft__convert_float(dtype, piece, count, floats + done);
+    done += count;
+  }
+  return FT_OK;
+}
+
+FT_API ft_status ft_safetensors_read_float(ft_context *context, ft_safetensors *file, const ft_safetensors_entry *entry,
+                                           float *out) {
+  if (!context) return FT_ERROR_MEMORY;
+  if (file && entry && out) return ft__tensor_load(context, file, entry, out, NULL);
+  ft__null_argument(context, "ft_safetensors_read_float needs a file, an entry and memory");
+  return context->status;
+}
+
+FT_API ft_status ft_safetensors_read_int(ft_context *context, ft_safetensors *file, const ft_safetensors_entry *entry,
+                                         int64_t *out) {
+  if (!context) return FT_ERROR_MEMORY;
+  if (file && entry && out) return ft__tensor_load(context, file, entry, NULL, out);
+  ft__null_argument(context, "ft_safetensors_read_int needs a file, an entry and memory");
+  return context->status;
+}
+
+/* The bytes of an item's data, or -1 with an error. */
+static int64_t ft__item_bytes(ft_context *context, const ft_safetensors_item *item) {
+  int row = ft__dtype_row(item->dtype), i;
+  int64_t count = 1;
+  if (!item->name || row < 0 || item->dimensions < 0 || item->dimensions > 8 ||
+      !ft__utf8_is_valid(item->name, strlen(item->name)) || strcmp(item->name, "__metadata__") == 0) {
+    ft__error(context, FT_ERROR_ARGUMENT,
+              "tensor \"%.200s\" to be written needs a name in UTF-8, a known dtype and 0 to 8 dimensions",
+              item->name ? item->name : "NULL");
+    return -1;
+  }
+  for (i = 0; i < item->dimensions; ++i) {
+    if (item->shape[i] < 0 || (item->shape[i] && count > INT64_MAX / 64 / item->shape[i])) {
+      ft__error(context, FT_ERROR_ARGUMENT, "tensor \"%.200s\" to be written has dimension %d of %lld", item->name, i,
+                (long long)item->shape[i]);
+      return -1;
+    }
+    count *= item->shape[i];
+  }
+  if (count && !item->data) {
+    ft__error(context, FT_ERROR_ARGUMENT, "tensor \"%.200s\" to be written has no data", item->name);
+    return -1;
+  }
+  return count * ft__dtypes[row].bits / 8;
+}
+
+/* The order in which items are written, by dtype and then by name: order [count], with spare [count]. */
+static ft_status ft__items_order(ft_context *context, const ft_safetensors_item *items, int64_t count, ft__name *order,
+                                 ft__name *spare) {
+  const ft__name *repeated;
+  int64_t i, placed = 0;
+  int row;
+  for (i = 0; i < count; ++i) {
+    if (ft__item_bytes(context, &items[i]) < 0) return context->status;
+    order[i] = ft__name_make(items[i].name, strlen(items[i].name), i);
+  }
+  ft__names_sort(order, spare, count);
+  repeated = ft__names_repeated(order, count);
+  if (repeated)
+    return ft__error(context, FT_ERROR_ARGUMENT, "two tensors to be written are called \"%.200s\"", repeated->text);
+  for (row = FT__DTYPES - 1; row >= 0; --row)
+    for (i = 0; i < count && ft__dtypes[row].dtype >= 0; ++i)
+      if ((int)items[order[i].position].dtype == ft__dtypes[row].dtype) spare[placed++] = order[i];
+  memcpy(order, spare, (size_t)count * sizeof *order);
+  return FT_OK;
+}
+
+/* The header, from its size to its padding, which makes the data begin at a multiple of 8. */
+static void ft__append_header(ft__string *out, const ft_safetensors_item *items, const ft__name *order, int64_t count,
+                              const char *const *metadata, int64_t metadata_count) {
+  int64_t i, offset = 0;
+  ft__append_bytes(out, "\0\0\0\0\0\0\0\0{", 9);
+  for (i = 0; i + 1 < metadata_count; i += 2) {
+    ft__append(out, i ? "," : "\"__metadata__\":{");
+    ft__append_json_string(out, metadata[i], strlen(metadata[i]));
+    ft__append(out, ":");
+    ft__append_json_string(out, metadata[i + 1], strlen(metadata[i + 1]));
+  }
+  if (metadata_count) ft__append(out, count ? "}," : "}");
+  for (i = 0; i < count; ++i) {
+    const ft_safetensors_item *item = &items[order[i].position];
+    int64_t bytes = ft__item_bytes(out->context, item);
+    int d;
+    if (i) ft__append(out, ",");
+    ft__append_json_string(out, item->name, strlen(item->name));
+    ft__append_format(out, ":{\"dtype\":\"%s\",\"shape\":[", ft_dtype_name(item->dtype));
+    for (d = 0; d < item->dimensions; ++d) ft__append_format(out, d ? ",%lld" : "%lld", (long long)item->shape[d]);
+    ft__append_format(out, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)(offset + bytes));
+    offset += bytes;
+  }
+  ft__append(out, "}");
+  while (!out->failed && out->length % 8) ft__append(out, " ");
+  for (i = 0; i < 8 && !out->failed; ++i) out->text[i] = (char)((uint64_t)(out->length - 8) >> 8 * i & 0xFF);
+}
+
+/* Writes host numbers as little-endian ones. */
+static void ft__output_numbers(ft__output *output, const void *numbers, int64_t bytes, size_t element) {
+  const unsigned char *from = (const unsigned char *)numbers;
+  unsigned char piece[4096]; /* a multiple of every element size */
+  int64_t done = 0;
+  if (ft__little_endian() || element == 1) {
+    ft__output_write(output, numbers, (size_t)bytes);
+    return;
+  }
+  while (done < bytes) {
+    size_t count = bytes - done < (int64_t)sizeof piece ? (size_t)(bytes - done) : sizeof piece, i;
+    for (i = 0; i < count; ++i) piece[i] = from[(size_t)done + i / element * element + (element - 1 - i % element)];
+    ft__output_write(output, piece, count);
+    done += (int64_t)count;
+  }
+}
+
+static ft_status ft__metadata_check(ft_context *context, const char *const *metadata, int64_t count) {
+  int64_t i, j;
+  if (count < 0 || count % 2 || (count && !metadata))
+    return ft__error(context, FT_ERROR_ARGUMENT,
+                     "metadata to be written must be pairs of key and value, not %lld strings", (long long)count);
+  for (i = 0; i < count; ++i)
+    if (!metadata[i] || !ft__utf8_is_valid(metadata[i], strlen(metadata[i])))
+      return ft__error(context, FT_ERROR_ARGUMENT, "metadata string %lld to be written is not UTF-8", (long long)i);
+  for (i = 0; i < count; i += 2)
+    for (j = 0; j < i; j += 2)
+      if (strcmp(metadata[i], metadata[j]) == 0)
+        return ft__error(context, FT_ERROR_ARGUMENT, "metadata key \"%.200s\" to be written stands twice", metadata[i]);
+  return FT_OK;
+}
+
+FT_API ft_status ft_safetensors_write(ft_context *context, const char *path, const ft_safetensors_item *items,
+                                      int64_t count, const char *const *metadata, int64_t metadata_count) {
+  ft__output output;
+  ft__string header;
+  ft__name *order;
+  ft_status status;
+  int64_t i;
+  if (!context) return FT_ERROR_MEMORY;
+  if (!path || count < 0 || (count && !items))
+    return ft__error(context, FT_ERROR_ARGUMENT, "ft_safetensors_write needs a path and items");
+  if (ft__metadata_check(context, metadata, metadata_count) != FT_OK) return context->status;
+  order = (ft__name *)ft__allocate(context, ft__size_product((size_t)count, 2 * sizeof *order));
+  if (!order) return FT_ERROR_MEMORY;
+  memset(&header, 0, sizeof header);
+  header.context = context;
+  status = ft__items_order(context, items, count, order, order + count);
+  if (status == FT_OK) {
+    ft__append_header(&header, items, order, count, metadata, metadata_count);
+    if (header.failed) status = FT_ERROR_MEMORY;
+    if (header.length - 8 > FT__HEADER_BYTES)
+      status = ft__error(context, FT_ERROR_ARGUMENT, "%s: a header of %lld bytes is beyond the format's limit of %d",
+                         path, (long long)header.length - 8, FT__HEADER_BYTES);
+  }
+  if (status == FT_OK) {
+    ft__output_open(&output, context, path);
+    ft__output_write(&output, header.text, (size_t)header.length);
+    for (i = 0; i < count; ++i) {
+      const ft_safetensors_item *item = &items[order[i].position];
+      ft__output_numbers(&output, item->data, ft__item_bytes(context, item), ft_dtype_size(item->dtype));
+    }
+    status = ft__output_close(&output);
+  }
+  ft__string_free(&header);
+  ft__release(context, order);
+  return status;
+}
+
+/* =====================================================================================================================
+   >>tables: CSV, TSV, JSONL
+
+       CSV     text,label\r\n                          fields end at commas, rows at line ends (\r\n, \n or \r)
+               "He said ""no"", and left.",negative    a field in quotes may hold commas, line ends, and doubled quotes
+       TSV     the same with tabs for commas
+       JSONL   {"text": "Fine.", "label": "positive"}  an object a line; true, 12 or [1, 2] become that text, null ""
+
+   Quotes count only where a field begins with one; inside another field they are characters like any other, as Python's
+   csv module has it. Empty lines are skipped. A CSV file is parsed where it was read: most fields need no more than a
+   zero byte in place of the comma behind them, and removing doubled quotes only makes a field shorter. */
+
+typedef struct ft__table {
+  ft_table table; /* first, so that its address is this one's */
+  ft_context *context;
+  char *name;
+  char *text; /* holds all cells */
+  ft_cell *header, *cells;
+  int64_t *lines;
+  int64_t header_capacity, cells_capacity, lines_capacity;
+} ft__table;
+
+FT_API void ft_table_free(ft_table *table) {
+  ft__table *inner = (ft__table *)(void *)table;
+  if (!table) return;
+  ft__release(inner->context, inner->name);
+  ft__release(inner->context, inner->text);
+  ft__release(inner->context, inner->header);
+  ft__release(inner->context, inner->cells);
+  ft__release(inner->context, inner->lines);
+  ft__release(inner->context, inner);
+}
+
+FT_API int64_t ft_table_column(const ft_table *table, const char *name) {
+  size_t length = name ? strlen(name) : 0;
+  int64_t i;
+  for (i = 0; table && name && i < table->columns; ++i)
+    if (table->header[i].length == length && memcmp(table->header[i].text, name, length) == 0) return i;
+  return -1;
+}
+
+/* Sorts the names of the columns into names [2 * columns]; no two may be the same. */
+static ft_status ft__table_sort_header(ft__table *table, ft__name *names) {
+  const ft__name *repeated;
+  int64_t i, columns = table->table.columns;
+  for (i = 0; i < columns; ++i) names[i] = ft__name_make(table->header[i].text, table->header[i].length, i);
+  ft__names_sort(names, names + columns, columns);
+  repeated = ft__names_repeated(names, columns);
+  if (!repeated) return FT_OK;
+  return ft__error(table->context, FT_ERROR_FORMAT, "%s: two columns are called \"%.100s\"", table->name,
+                   repeated->text);
+}
+
+/* Makes room for `rows` rows. */
+static ft_status ft__table_reserve(ft__table *table, int64_t rows) {
+  int64_t cells = rows * table->table.columns;
+  if (!ft__grow(table->context, &table->cells, &table->cells_capacity, cells, sizeof(ft_cell)) ||
+      !ft__grow(table->context, &table->lines, &table->lines_capacity, rows, sizeof(int64_t)))
+    return FT_ERROR_MEMORY;
+  return FT_OK;
+}
+
+/* Makes room for one more row and notes its line. */
+static ft_status ft__table_add_row(ft__table *table, int64_t line) {
+  if (ft__table_reserve(table, table->table.rows + 1) != FT_OK) return FT_ERROR_MEMORY;
+  table->lines[table->table.rows++] = line;
+  return FT_OK;
+}
+
+typedef struct ft__csv {
+  ft__table *table;
+  char *at, *end; /* the byte at end can be written */
+  char delimiter;
+  bool row_ended; /* the last field was the last of its row */
+  int64_t line;
+} ft__csv;
+
+/* The first of three bytes in [at, end), or end. */
+static char *ft__find_any(char *at, char *end, char a, char b, char c) {
+  while (end - at >= 8) {
+    uint64_t eight;
+    memcpy(&eight, at, 8);
+    if (FT__HAS_BYTE(eight, a) | FT__HAS_BYTE(eight, b) | FT__HAS_BYTE(eight, c)) break;
+    at += 8;
+  }
+  while (at < end && *at != a && *at != b && *at != c) ++at;
+  return at;
+}
+
+/* Steps over the line end at csv->at. */
+static void ft__csv_end_line(ft__csv *csv) {
+  bool carriage_return = *csv->at++ == '\r';
+  if (carriage_return && csv->at < csv->end && *csv->at == '\n') ++csv->at;
+  ++csv->line;
+}
+
+/* Reads what stands in quotes from csv->at, behind the opening quote, to behind the closing one. */
+static ft_status ft__csv_quoted(ft__csv *csv, ft_cell *cell) {
+  char *to = csv->at, *from = csv->at; /* [from, csv->at) waits to be moved to `to` */
+  int64_t opened = csv->line;
+  cell->text = to;
+  for (;;) {
+    csv->at = ft__find_any(csv->at, csv->end, '"', '\n', '\r');
+    if (csv->at == csv->end)
+      return ft__error(csv->table->context, FT_ERROR_FORMAT, "%s: line %lld: the quote that opens here is never closed",
+                       csv->table->name, (long long)opened);
+    if (*csv->at != '"') {
+      ft__csv_end_line(csv);
+      continue;
+    }
+    if (csv->at + 1 == csv->end || csv->at[1] != '"') break;
+    ++csv->at; /* of two quotes keep the first */
+    if (to != from) memmove(to, from, (size_t)(csv->at - from));
+    to += csv->at - from;
+    from = ++csv->at;
+  }
+  if (to != from) memmove(to, from, (size_t)(csv->at - from));
+  to += csv->at - from;
+  cell->length = (size_t)(to - cell->text);
+  ++csv->at;
+  if (csv->at < csv->end && *csv->at != csv->delimiter && *csv->at != '\n' && *csv->at != '\r')
+    return ft__error(csv->table->context, FT_ERROR_FORMAT, "%s: line %lld: text after a closing quote",
+                     csv->table->name, (long long)csv->line);
+  *to = 0;
+  return FT_OK;
+}
+
+/* Reads a field and steps over the delimiter or line end behind it. */
+static ft_status ft__csv_field(ft__csv *csv, ft_cell *cell) {
+  if (csv->at < csv->end && *csv->at == '"') {
+    ++csv->at;
+    if (ft__csv_quoted(csv, cell) != FT_OK) return FT_ERROR_FORMAT;
+  } else {
+    cell->text = csv->at;
+    csv->at = ft__find_any(csv->at, csv->end, csv->delimiter, '\n', '\r');
+    cell->length = (size_t)(csv->at - cell->text);
+  }
+  csv->row_ended = csv->at == csv->end || *csv->at != csv->delimiter;
+  if (csv->at == csv->end) {
+    *csv->at = 0;
+  } else {
+    char *stop = csv->at;
+    if (csv->row_ended)
+      ft__csv_end_line(csv);
+    else
+      ++csv->at;
+    *stop = 0;
+  }
+  return FT_OK;
+}
+
+static void ft__csv_skip_empty_lines(ft__csv *csv) {
+  while (csv->at < csv->end && (*csv->at == '\n' || *csv->at == '\r')) ft__csv_end_line(csv);
+}
+
+static ft_status ft__csv_header(ft__csv *csv) {
+  ft__table *table = csv->table;
+  ft_status status;
+  ft__name *names;
+  ft__csv_skip_empty_lines(csv);
+  if (csv->at == csv->end)
+    return ft__error(table->context, FT_ERROR_FORMAT, "%s is empty: a header line was expected", table->name);
+  for (csv->row_ended = false; !csv->row_ended; ++table->table.columns) {
+    if (!ft__grow(table->context, &table->header, &table->header_capacity, table->table.columns + 1, sizeof(ft_cell)))
+      return FT_ERROR_MEMORY;
+    if (ft__csv_field(csv, &table->header[table->table.columns]) != FT_OK) return FT_ERROR_FORMAT;
+  }
+  names = (ft__name *)ft__allocate(table->context, ft__size_product((size_t)table->table.columns, 2 * sizeof *names));
+  if (!names) return FT_ERROR_MEMORY;
+  status = ft__table_sort_header(table, names);
+  ft__release(table->context, names);
+  return status;
+}
+
+static ft_status ft__table_parse_csv(ft__table *table, char *text, size_t length, char delimiter) {
+  ft__csv csv;
+  csv.table = table;
+  csv.at = text;
+  csv.end = text + length;
+  csv.delimiter = delimiter;
+  csv.line = 1;
+  if (ft__csv_header(&csv) != FT_OK) return table->context->status;
+  for (ft__csv_skip_empty_lines(&csv); csv.at < csv.end; ft__csv_skip_empty_lines(&csv)) {
+    int64_t line = csv.line, columns = table->table.columns, count = 0;
+    ft_cell beyond;
+    if (table->table.rows == 1000) { /* these rows tell about how many there will be */
+      double rows = 1010.0 * (double)length / (double)(csv.at - text);
+      if (ft__table_reserve(table, (int64_t)rows) != FT_OK) return FT_ERROR_MEMORY;
+    }
+    if (ft__table_add_row(table, line) != FT_OK) return FT_ERROR_MEMORY;
+    for (csv.row_ended = false; !csv.row_ended; ++count) {
+      ft_cell *row = table->cells + (table->table.rows - 1) * columns;
+      if (ft__csv_field(&csv, count < columns ? row + count : &beyond) != FT_OK) return FT_ERROR_FORMAT;
+    }
+    if (count != columns)
+      return ft__error(table->context, FT_ERROR_FORMAT, "%s: line %lld: %lld fields, but the header has %lld",
+                       table->name, (long long)line, (long long)count, (long long)columns);
+  }
+  return FT_OK;
+}
+
+typedef struct ft__jsonl {
+  ft__table *table;
+  ft__string text;        /* header and cells, each with a zero byte; where it stands is known at the end only */
+  ft_json *first;         /* the first object, whose keys are the columns */
+  ft__name *names;        /* [2 * columns]: the columns, sorted; scratch */
+  const ft_json **values; /* [columns]: one row */
+} ft__jsonl;
+
+/* Makes the columns from the keys of the first object. */
+static ft_status ft__jsonl_header(ft__jsonl *jsonl, ft_json *object, int64_t line) {
+  ft__table *table = jsonl->table;
+  int64_t columns = object->count, i = 0;
+  const ft_json *member;
+  jsonl->first = object;
+  if (columns == 0)
+    return ft__error(table->context, FT_ERROR_FORMAT, "%s: line %lld: the first object has no keys", table->name,
+                     (long long)line);
+  if (!ft__grow(table->context, &table->header, &table->header_capacity, columns, sizeof(ft_cell)))
+    return FT_ERROR_MEMORY;
+  jsonl->names = (ft__name *)ft__allocate(table->context, ft__size_product((size_t)columns, 2 * sizeof(ft__name)));
+  jsonl->values = (const ft_json **)ft__allocate(table->context, ft__size_product((size_t)columns, sizeof(ft_json *)));
+  if (!jsonl->names || !jsonl->values) return FT_ERROR_MEMORY;
+  table->table.columns = columns;
+  for (member = object->child; member; member = member->next, ++i) {
+    table->header[i].text = member->key;
+    table->header[i].length = member->key_length;
+    ft__append_bytes(&jsonl->text, member->key, member->key_length + 1);
+  }
+  return ft__table_sort_header(table, jsonl->names);
+}
+
+/* Appends a value as the text of a cell. */
+static void ft__jsonl_cell(ft__string *out, const ft_json *value, ft_cell *cell) {
+  int64_t start = out->length;
+  if (value->type == FT_JSON_STRING || value->type == FT_JSON_NUMBER)
+    ft__append_bytes(out, value->string, value->string_length);
+  else if (value->type != FT_JSON_NULL)
+    ft__append_json(out, value, -1);
+  cell->length = (size_t)(out->length - start);
+  ft__append_bytes(out, "", 1);
+}
+
+/* Appends a row, its values in the order of the columns. */
+static ft_status ft__jsonl_row(ft__jsonl *jsonl, const ft_json *object, int64_t line) {
+  ft__table *table = jsonl->table;
+  int64_t columns = table->table.columns, next = 0, i;
+  const ft_json *member;
+  memset((void *)jsonl->values, 0, (size_t)columns * sizeof *jsonl->values);
+  for (member = object->child; member; member = member->next, ++next) {
+    i = next; /* most often keys come in the same order */
+    if (i >= columns || table->header[i].length != member->key_length ||
+        memcmp(table->header[i].text, member->key, member->key_length) != 0)
+      i = ft__names_find(jsonl->names, columns, member->key, member->key_length);
+    if (i < 0)
+      return ft__error(table->context, FT_ERROR_FORMAT, "%s: line %lld: key \"%.100s\" is not in the first object",
+                       table->name, (long long)line, member->key);
+    jsonl->values[i] = member;
+  }
+  for (i = 0; i < columns; ++i)
+    if (!jsonl->values[i])
+      return ft__error(table->context, FT_ERROR_FORMAT, "%s: line %lld: key \"%.100s\" of the first object is missing",
+                       table->name, (long long)line, table->header[i].text);
+  if (ft__table_add_row(table, line) != FT_OK) return FT_ERROR_MEMORY;
+  for (i = 0; i < columns; ++i)
+    ft__jsonl_cell(&jsonl->text, jsonl->values[i], &table->cells[(table->table.rows - 1) * columns + i]);
+  return jsonl->text.failed ? FT_ERROR_MEMORY : FT_OK;
+}
+
+static bool ft__is_blank(const char *text, size_t length) {
+  while (length && (*text == ' ' || *text == '\t' || *text == '\r')) ++text, --length;
+  return length == 0;
+}
+
+static ft_status ft__jsonl_lines(ft__jsonl *jsonl, const char *text, size_t length) {
+  ft__table *table = jsonl->table;
+  const char *at = text, *end = text + length;
+  int64_t line = 1;
+  for (; at < end; ++line) {
+    const char *stop = (const char *)memchr(at, '\n', (size_t)(end - at));
+    size_t count = (size_t)((stop ? stop : end) - at);
+    if (!ft__is_blank(at, count)) {
+      ft_json *object = ft__json_parse_at(table->context, at, count, table->name, line);
+      ft_status status = FT_OK;
+      if (!object) return table->context->status;
+      if (object->type != FT_JSON_OBJECT)
+        status = ft__error(table->context, FT_ERROR_FORMAT, "%s: line %lld: an object was expected", table->name,
+                           (long long)line);
+      else if (!jsonl->first)
+        status = ft__jsonl_header(jsonl, object, line);
+      if (status == FT_OK) status = ft__jsonl_row(jsonl, object, line);
+      if (object != jsonl->first) ft_json_free(object);
+      if (status != FT_OK) return status;
+    }
+    at += count + (stop != NULL);
+  }
+  if (jsonl->first) return FT_OK;
+  return ft__error(table->context, FT_ERROR_FORMAT, "%s is empty: an object was expected", table->name);
+}
+
+static ft_status ft__table_parse_jsonl(ft__table *table, const char *text, size_t length) {
+  ft__jsonl jsonl;
+  ft_status status;
+  memset(&jsonl, 0, sizeof jsonl);
+  jsonl.table = table;
+  jsonl.text.context = table->context;
+  status = ft__jsonl_lines(&jsonl, text, length);
+  if (status == FT_OK) { /* the text stands still now */
+    int64_t i;
+    char *at = table->text = jsonl.text.text;
+    for (i = 0; i < table->table.columns; at += table->header[i++].length + 1) table->header[i].text = at;
+    for (i = 0; i < table->table.columns * table->table.rows; at += table->cells[i++].length + 1)
+      table->cells[i].text = at;
+  } else {
+    ft__string_free(&jsonl.text);
+  }
+  ft_json_free(jsonl.first);
+  ft__release(table->context, jsonl.names);
+  ft__release(table->context, (void *)jsonl.values);
+  return status;
+}
+
+static bool ft__ends_with(const char *text, const char *end) {
+  size_t length = strlen(text), end_length = strlen(end);
+  return length >= end_length && strcmp(text + length - end_length, end) == 0;
+}
+
+/* Makes a table from text [length + 1], which becomes the table's or is released. */
+static ft_table *ft__table_make(ft_context *context, char *text, size_t length, const char *name,
+                                ft_table_format format) {
+  ft__table *table = (ft__table *)ft__allocate_zero(context, sizeof *table);
+  size_t skipped = length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0; /* byte-order mark */
+  ft_status status = FT_ERROR_MEMORY;
+  if (format == FT_TABLE_AUTO)
+    format = ft__ends_with(name, ".tsv")                                       ? FT_TABLE_TSV
+             : ft__ends_with(name, ".jsonl") || ft__ends_with(name, ".ndjson") ? FT_TABLE_JSONL
+                                                                               : FT_TABLE_CSV;
+  if (table) {
+    table->context = context;
+    table->name = ft__string_copy(context, name, strlen(name));
+  }
+  if (!table || !table->name) {
+    ft__release(context, text);
+  } else if (length >= 2 && (memcmp(text, "\xFF\xFE", 2) == 0 || memcmp(text, "\xFE\xFF", 2) == 0)) {
+    status = ft__error(context, FT_ERROR_UNSUPPORTED, "%s is in UTF-16: it must be saved as UTF-8", name);
+    ft__release(context, text);
+  } else if (format == FT_TABLE_JSONL) {
+    status = ft__table_parse_jsonl(table, text + skipped, length - skipped);
+    ft__release(context, text);
+  } else {
+    table->text = text;
+    status = ft__table_parse_csv(table, text + skipped, length - skipped, format == FT_TABLE_TSV ? '\t' : ',');
+  }
+  if (status != FT_OK) {
+    if (table) ft_table_free(&table->table);
+    return NULL;
+  }
+  table->table.name = table->name;
+  table->table.header = table->header;
+  table->table.cells = table->cells;
+  table->table.lines = table->lines;
+  return &table->table;
+}
+
+FT_API ft_table *ft_table_parse(ft_context *context, const char *text, size_t length, const char *name,
+                                ft_table_format format) {
+  char *copy;
+  if (!context) return NULL;
+  if (!text) return (ft_table *)ft__null_argument(context, "ft_table_parse needs a text");
+  copy = ft__string_copy(context, text, length);
+  return copy ? ft__table_make(context, copy, length, name ? name : "table", format) : NULL;
+}
+
+FT_API ft_table *ft_table_read(ft_context *context, const char *path, ft_table_format format) {
+  size_t length;
+  char *text;
+  if (!context) return NULL;
+  if (!path) return (ft_table *)ft__null_argument(context, "ft_table_read needs a path");
+  text = ft__file_read(context, path, &length);
+  return text ? ft__table_make(context, text, length, path, format) : NULL;
+}
+
+/* =====================================================================================================================
+   >>datasets: which columns hold what, and labels as numbers
+
+   Classes are numbered in the order of their names: by value if every label is an integer ("01" and "1" are two
+   labels), else bytewise, unless the caller names them. A dataset's texts are cells of the table it was read from,
+   which it keeps; made from a caller's table, it copies them. */
+
+typedef struct ft__dataset {
+  ft_dataset dataset; /* first, so that its address is this one's */
+  ft_context *context;
+  ft_table *table; /* the table that holds the texts, or NULL */
+  char *text;      /* else the texts themselves */
+  char *copied;    /* how far text is filled */
+  char *name, *label_text;
+  ft_cell *texts, *pairs;
+  int64_t *lines;
+  const char **label_names;
+  int32_t *labels;
+  float *targets;
+} ft__dataset;
+
+FT_API void ft_dataset_free(ft_dataset *dataset) {
+  ft__dataset *inner = (ft__dataset *)(void *)dataset;
+  if (!dataset) return;
+  ft_table_free(inner->table);
+  ft__release(inner->context, inner->text);
+  ft__release(inner->context, inner->name);
+  ft__release(inner->context, inner->label_text);
+  ft__release(inner->context, inner->texts);
+  ft__release(inner->context, inner->pairs);
+  ft__release(inner->context, inner->lines);
+  ft__release(inner->context, (void *)inner->label_names);
+  ft__release(inner->context, inner->labels);
+  ft__release(inner->context, inner->targets);
+  ft__release(inner->context, inner);
+}
+
+/* Writes "a, b, c" to out [size], with ", ..." for what has no room. */
+static void ft__list_names(char *out, size_t size, const ft_cell *names, int64_t count) {
+  size_t used = 0;
+  int64_t i;
+  out[0] = 0;
+  for (i = 0; i < count; ++i) {
+    if (size - used < 80) {
+      snprintf(out + used, size - used, ", ...");
+      return;
+    }
+    used += (size_t)snprintf(out + used, size - used, "%s%.60s", i ? ", " : "", names[i].text);
+  }
+}
+
+/* The column `wanted`, or, if that is NULL, the first of the usual ones; -1 with an error if there is none. */
+static int64_t ft__dataset_column(ft_context *context, const ft_table *table, const char *wanted,
+                                  const char *const *usual) {
+  char names[600];
+  int64_t column = -1;
+  if (wanted)
+    column = ft_table_column(table, wanted);
+  else
+    while (*usual && column < 0) column = ft_table_column(table, *usual++);
+  if (column >= 0) return column;
+  ft__list_names(names, sizeof names, table->header, table->columns);
+  ft__error(context, FT_ERROR_ARGUMENT, "%s has no column %.100s: it has %s", table->name,
+            wanted ? wanted : "text, review, sentence or content", names);
+  return -1;
+}
+
+/* The cells of a column: those of the table, or copies of them behind inner->copied. */
+static ft_cell *ft__dataset_cells(ft__dataset *inner, const ft_table *table, int64_t column) {
+  int64_t i, rows = inner->dataset.rows;
+  ft_cell *cells = (ft_cell *)ft__allocate(inner->context, ft__size_product((size_t)rows, sizeof *cells));
+  for (i = 0; cells && i < rows; ++i) {
+    cells[i] = table->cells[i * table->columns + column];
+    if (inner->table) continue;
+    memcpy(inner->copied, cells[i].text, cells[i].length + 1);
+    cells[i].text = inner->copied;
+    inner->copied += cells[i].length + 1;
+  }
+  return cells;
+}
+
+/* Takes the texts, and the pairs if pair >= 0. Unless the table is the dataset's own, all is copied. */
+static ft_status ft__dataset_take_rows(ft__dataset *inner, const ft_table *table, int64_t text, int64_t pair) {
+  int64_t i, rows = inner->dataset.rows;
+  size_t bytes = 1;
+  if (!inner->table) {
+    inner->lines = (int64_t *)ft__allocate(inner->context, ft__size_product((size_t)rows, sizeof(int64_t)));
+    if (!inner->lines) return FT_ERROR_MEMORY;
+    if (rows) memcpy(inner->lines, table->lines, (size_t)rows * sizeof(int64_t));
+    inner->dataset.lines = inner->lines;
+    for (i = 0; i < rows; ++i) {
+      const ft_cell *row = table->cells + i * table->columns;
+      bytes += row[text].length + 1 + (pair < 0 ? 0 : row[pair].length + 1);
+    }
+    inner->text = inner->copied = (char *)ft__allocate(inner->context, bytes);
+    if (!inner->text) return FT_ERROR_MEMORY;
+  }
+  inner->texts = ft__dataset_cells(inner, table, text);
+  if (!inner->texts) return FT_ERROR_MEMORY;
+  if (pair >= 0) {
+    inner->pairs = ft__dataset_cells(inner, table, pair);
+    if (!inner->pairs) return FT_ERROR_MEMORY;
+  }
+  return FT_OK;
+}
+
+typedef struct ft__labels { /* the names of the classes, sorted bytewise; position = class */
+  ft_context *context;
+  const ft_table *table;
+  int64_t column, rows;
+  bool multi;      /* several labels to a cell */
+  bool by_index;   /* the file has the number of each class in place of its name */
+  ft__name *names; /* [capacity]: the first half holds names, the second is for sorting */
+  int64_t count, capacity;
+} ft__labels;
+
+/* The next label of a cell: the whole cell, or what stands between semicolons, trimmed, empty parts left out. *at
+   starts as 0. */
+static bool ft__labels_next(const ft__labels *labels, const ft_cell *cell, size_t *at, ft_cell *label) {
+  if (!labels->multi) {
+    *label = *cell;
+    return (*at)++ == 0;
+  }
+  while (*at < cell->length) {
+    const char *start = cell->text + *at, *end = (const char *)memchr(start, ';', cell->length - *at);
+    if (!end) end = cell->text + cell->length;
+    *at = (size_t)(end - cell->text) + 1;
+    while (start < end && (*start == ' ' || *start == '\t')) ++start;
+    while (end > start && (end[-1] == ' ' || end[-1] == '\t')) --end;
+    label->text = start;
+    label->length = (size_t)(end - start);
+    if (label->length) return true;
+  }
+  return false;
+}
+
+static const ft_cell *ft__labels_cell(const ft__labels *labels, int64_t row) {
+  return &labels->table->cells[row * labels->table->columns + labels->column];
+}
+
+/* Sorts the names and drops repetitions. */
+static void ft__labels_compact(ft__labels *labels) {
+  int64_t i, kept = 0;
+  ft__names_sort(labels->names, labels->names + labels->capacity / 2, labels->count);
+  for (i = 0; i < labels->count; ++i)
+    if (kept == 0 || ft__name_compare(&labels->names[kept - 1], &labels->names[i]) != 0)
+      labels->names[kept++] = labels->names[i];
+  labels->count = kept;
+}
+
+/* Adds a name. When the room is used up, repetitions are dropped; it doubles when that does not free half of it: any
+   number of labels takes n log n steps, and memory in proportion to the different ones. */
+static bool ft__labels_add(ft__labels *labels, const char *text, size_t length) {
+  if (labels->count == labels->capacity / 2) {
+    if (labels->count) ft__labels_compact(labels);
+    if (labels->count >= labels->capacity / 4 &&
+        !ft__grow(labels->context, &labels->names, &labels->capacity, labels->capacity ? 2 * labels->capacity : 256,
+                  sizeof *labels->names))
+      return false;
+  }
+  labels->names[labels->count++] = ft__name_make(text, length, 0);
+  return true;
+}
+
+/* Reads -?[0-9]{1,18}. */
+static bool ft__label_integer(const char *text, size_t length, int64_t *value) {
+  size_t i = length && text[0] == '-';
+  bool negative = i == 1;
+  *value = 0;
+  if (length <= i || length - i > 18) return false;
+  for (; i < length; ++i) {
+    if (text[i] < '0' || text[i] > '9') return false;
+    *value = *value * 10 + (text[i] - '0');
+  }
+  if (negative) *value = -*value;
+  return true;
+}
+
+/* The class of a label, or -1. */
+static int64_t ft__labels_class(const ft__labels *labels, const ft_cell *label) {
+  int64_t value;
+  if (!labels->by_index) return ft__names_find(labels->names, labels->count, label->text, label->length);
+  if (!ft__label_integer(label->text, label->length, &value) || value < 0 || value >= labels->count) return -1;
+  return label->length > 1 && label->text[0] <= '0' ? -1 : value; /* neither 01 nor -0 */
+}
+
+/* Collects the labels that occur and numbers them. */
+static ft_status ft__labels_collect(ft__labels *labels) {
+  int64_t row, i, value = 0;
+  bool integers = true;
+  for (row = 0; row < labels->rows; ++row) {
+    ft_cell label;
+    size_t at = 0;
+    while (ft__labels_next(labels, ft__labels_cell(labels, row), &at, &label)) {
+      if (memchr(label.text, 0, label.length))
+        return ft__error(labels->context, FT_ERROR_FORMAT, "%s: line %lld: a zero byte in label \"%.60s\"",
+                         labels->table->name, (long long)labels->table->lines[row], label.text);
+      if (!ft__labels_add(labels, label.text, label.length)) return FT_ERROR_MEMORY;
+    }
+  }
+  if (labels->count) ft__labels_compact(labels);
+  for (i = 0; i < labels->count && integers; ++i)
+    integers = ft__label_integer(labels->names[i].text, labels->names[i].length, &value);
+  for (i = 0; i < labels->count && integers; ++i) { /* sort by value: see ft__name_compare */
+    ft__label_integer(labels->names[i].text, labels->names[i].length, &value);
+    labels->names[i].prefix = (uint64_t)value ^ (uint64_t)1 << 63;
+  }
+  if (integers && labels->count) ft__names_sort(labels->names, labels->names + labels->capacity / 2, labels->count);
+  for (i = 0; i < labels->count; ++i) labels->names[i].position = i;
+  return FT_OK;
+}
+
+/* Takes the names that the caller gives. */
+static ft_status ft__labels_given(ft__labels *labels, const char *const *names, int count) {
+  int i;
+  if (count < 1)
+    return ft__error(labels->context, FT_ERROR_ARGUMENT, "label_names are given, but label_count is %d", count);
+  if (!ft__grow(labels->context, &labels->names, &labels->capacity, 2 * (int64_t)count, sizeof *labels->names))
+    return FT_ERROR_MEMORY;
+  for (i = 0; i < count; ++i) {
+    if (!names[i] || !names[i][0]) return ft__error(labels->context, FT_ERROR_ARGUMENT, "label name %d is empty", i);
+    labels->names[i] = ft__name_make(names[i], strlen(names[i]), i);
+  }
+  labels->count = count;
+  return FT_OK;
+}
+
+/* Copies the names, which stand in the order of their classes, into the dataset. */
+static ft_status ft__dataset_take_names(ft__dataset *inner, const ft__labels *labels) {
+  int64_t i;
+  size_t bytes = 0;
+  char *to;
+  for (i = 0; i < labels->count; ++i) bytes += labels->names[i].length + 1;
+  inner->label_text = to = (char *)ft__allocate(inner->context, bytes);
+  inner->label_names =
+      (const char **)ft__allocate(inner->context, ft__size_product((size_t)labels->count, sizeof(char *)));
+  if (!inner->label_text || !inner->label_names) return FT_ERROR_MEMORY;
+  for (i = 0; i < labels->count; ++i) {
+    memcpy(to, labels->names[i].text, labels->names[i].length);
+    to[labels->names[i].length] = 0;
+    inner->label_names[i] = to;
+    to += labels->names[i].length + 1;
+  }
+  return FT_OK;
+}
+
+/* Goes from the order of the classes to the bytewise order in which names are looked up. */
+static ft_status ft__labels_sort(ft__labels *labels) {
+  const ft__name *repeated;
+  int64_t i;
+  for (i = 0; i < labels->count; ++i)
+    labels->names[i] = ft__name_make(labels->names[i].text, labels->names[i].length, i);
+  if (labels->count) ft__names_sort(labels->names, labels->names + labels->capacity / 2, labels->count);
+  repeated = ft__names_repeated(labels->names, labels->count);
+  if (!repeated) return FT_OK;
+  return ft__error(labels->context, FT_ERROR_ARGUMENT, "label name \"%.100s\" is given twice", repeated->text);
+}
+
+/* The first row with a label that is no class, which is left in *label; or -1. */
+static int64_t ft__labels_unknown(const ft__labels *labels, ft_cell *label) {
+  int64_t row;
+  for (row = 0; row < labels->rows; ++row) {
+    size_t at = 0;
+    while (ft__labels_next(labels, ft__labels_cell(labels, row), &at, label))
+      if (ft__labels_class(labels, label) < 0) return row;
+  }
+  return -1;
+}
+
+/* Checks all labels of the file against the names given. If these are words and the file has numbers from 0 to C - 1
+   throughout, they are taken for the numbers of the classes. */
+static ft_status ft__labels_check(ft__labels *labels, const ft_dataset *dataset) {
+  ft_cell label, other, names[16];
+  char list[600];
+  int64_t row = ft__labels_unknown(labels, &label), value;
+  int i;
+  if (row < 0) return FT_OK;
+  labels->by_index = true;
+  for (i = 0; i < labels->count; ++i)
+    if (ft__label_integer(labels->names[i].text, labels->names[i].length, &value)) labels->by_index = false;
+  if (labels->by_index && ft__labels_unknown(labels, &other) < 0) {
+    ft__log(labels->context, FT_LOG_INFO, "%s: the labels are taken for the numbers of the classes, 0 being %s",
+            dataset->name, dataset->label_names[0]);
+    return FT_OK;
+  }
+  for (i = 0; i < 16 && i < labels->count; ++i)
+    names[i].text = dataset->label_names[i], names[i].length = strlen(names[i].text);
+  ft__list_names(list, sizeof list, names, i);
+  return ft__error(labels->context, FT_ERROR_FORMAT, "%s: line %lld: label \"%.*s\" is none of the %lld allowed: %s%s",
+                   dataset->name, (long long)dataset->lines[row], label.length < 60 ? (int)label.length : 60,
+                   label.text, (long long)labels->count, list, labels->count > 16 ? ", ..." : "");
+}
+
+/* Writes labels [rows], or targets [rows, C] for several labels to a row. All labels are known to be classes. */
+static ft_status ft__dataset_take_labels(ft__dataset *inner, const ft__labels *labels) {
+  int64_t rows = labels->rows, row;
+  if (!labels->multi) {
+    inner->labels = (int32_t *)ft__allocate(inner->context, ft__size_product((size_t)rows, sizeof(int32_t)));
+    if (!inner->labels) return FT_ERROR_MEMORY;
+  } else if (labels->count && rows > ((int64_t)1 << 28) / labels->count) {
+    return ft__error(inner->context, FT_ERROR_UNSUPPORTED,
+                     "%s: %lld rows with any of %lld labels are beyond the limit "
+                     "of 2^28 targets",
+                     inner->name, (long long)rows, (long long)labels->count);
+  } else {
+    inner->targets = (float *)ft__allocate_zero(inner->context, (size_t)(rows * labels->count) * sizeof(float));
+    if (!inner->targets) return FT_ERROR_MEMORY;
+  }
+  for (row = 0; row < rows; ++row) {
+    ft_cell label;
+    size_t at = 0;
+    while (ft__labels_next(labels, ft__labels_cell(labels, row), &at, &label)) {
+      int64_t number = ft__labels_class(labels, &label);
+      if (labels->multi)
+        inner->targets[row * labels->count + number] = 1;
+      else
+        inner->labels[row] = (int32_t)number;
+    }
+  }
+  return FT_OK;
+}
+
+static ft_status ft__dataset_classify(ft__dataset *inner, ft__labels *labels, const ft_dataset_options *options) {
+  ft_status status;
+  int64_t row;
+  for (row = 0; row < labels->rows && !labels->multi; ++row)
+    if (ft__labels_cell(labels, row)->length == 0)
+      return ft__error(inner->context, FT_ERROR_FORMAT, "%s: line %lld: the label is empty", inner->name,
+                       (long long)inner->dataset.lines[row]);
+  status = options->label_names ? ft__labels_given(labels, options->label_names, options->label_count)
+                                : ft__labels_collect(labels);
+  if (status == FT_OK && labels->count > INT32_MAX)
+    status = ft__error(inner->context, FT_ERROR_UNSUPPORTED, "%s has more than 2^31 labels", inner->name);
+  if (status == FT_OK) status = ft__dataset_take_names(inner, labels);
+  if (status == FT_OK) status = ft__labels_sort(labels);
+  if (status != FT_OK) return status;
+  inner->dataset.label_names = inner->label_names;
+  inner->dataset.label_count = (int)labels->count;
+  status = ft__labels_check(labels, &inner->dataset);
+  if (status == FT_OK) status = ft__dataset_take_labels(inner, labels);
+  if (status == FT_OK && labels->count < 2 && !labels->multi)
+    ft__log(inner->context, FT_LOG_WARNING, "%s has %lld different labels: there is nothing to tell apart", inner->name,
+            (long long)labels->count);
+  return status;
+}
+
+/* Reads targets [rows, 1]: decimal numbers, blanks around them allowed. */
+static ft_status ft__dataset_take_numbers(ft__dataset *inner, const ft__labels *labels) {
+  int64_t row;
+  inner->dataset.label_count = 1;
+  inner->targets = (float *)ft__allocate(inner->context, ft__size_product((size_t)labels->rows, sizeof(float)));
+  if (!inner->targets) return FT_ERROR_MEMORY;
+  for (row = 0; row < labels->rows; ++row) {
+    const ft_cell *cell = ft__labels_cell(labels, row);
+    const char *start = cell->text, *end = start + cell->length;
+    double value = 0;
+    while (start < end && (*start == ' ' || *start == '\t')) ++start;
+    while (end > start && (end[-1] == ' ' || end[-1] == '\t')) --end;
+    if (!ft__decimal_parse(start, (size_t)(end - start), &value))
+      return ft__error(inner->context, FT_ERROR_FORMAT, "%s: line %lld: label \"%.60s\" is not a number", inner->name,
+                       (long long)inner->dataset.lines[row], cell->text);
+    if (!ft__double_is_finite(value) || fabs(value) > FLT_MAX)
+      return ft__error(inner->context, FT_ERROR_FORMAT, "%s: line %lld: label %.60s is too large", inner->name,
+                       (long long)inner->dataset.lines[row], cell->text);
+    inner->targets[row] = (float)value;
+  }
+  return FT_OK;
+}
+
+static ft_status ft__dataset_fill(ft__dataset *inner, const ft_table *table, const ft_dataset_options *options) {
+  static const char *const texts[] = {"text", "review", "sentence", "content", NULL};
+  static const char *const names[] = {"label", "sentiment", "labels", NULL};
+  ft__labels labels;
+  ft_status status;
+  int64_t text = ft__dataset_column(inner->context, table, options->text_column, texts), pair = -1;
+  int i;
+  memset(&labels, 0, sizeof labels);
+  labels.column = -1;
+  if (text >= 0 && options->pair_column) pair = ft__dataset_column(inner->context, table, options->pair_column, NULL);
+  if (text < 0 || (options->pair_column && pair < 0)) return inner->context->status;
+  if (options->label_column && !options->unlabelled) {
+    labels.column = ft__dataset_column(inner->context, table, options->label_column, NULL);
+    if (labels.column < 0) return inner->context->status;
+  }
+  for (i = 0; !options->unlabelled && labels.column < 0 && names[i]; ++i)
+    labels.column = ft_table_column(table, names[i]);
+  status = ft__dataset_take_rows(inner, table, text, pair);
+  if (status == FT_OK && labels.column < 0 && !options->unlabelled)
+    ft__log(inner->context, FT_LOG_INFO, "%s has no column label, sentiment or labels: texts only", table->name);
+  if (status != FT_OK || labels.column < 0) return status;
+  labels.context = inner->context;
+  labels.table = table;
+  labels.rows = inner->dataset.rows;
+  labels.multi = inner->dataset.task == FT_TASK_MULTI_LABEL;
+  if (inner->dataset.task == FT_TASK_REGRESSION) return ft__dataset_take_numbers(inner, &labels);
+  status = ft__dataset_classify(inner, &labels, options);
+  ft__release(inner->context, labels.names);
+  return status;
+}
+
+/* Makes a dataset from a table; kept is NULL, or the table, which then becomes the dataset's if one can be made. */
+static ft_dataset *ft__dataset_make(ft_context *context, const ft_table *table, const ft_dataset_options *options,
+                                    ft_table *kept) {
+  ft_dataset_options none;
+  ft__dataset *inner;
+  memset(&none, 0, sizeof none);
+  if (!options) options = &none;
+  if (options->limit < 0 || (int)options->task < 0 || options->task > FT_TASK_REGRESSION) {
+    ft__error(context, FT_ERROR_ARGUMENT, "dataset options: limit %lld or task %d makes no sense",
+              (long long)options->limit, (int)options->task);
+    return NULL;
+  }
+  inner = (ft__dataset *)ft__allocate_zero(context, sizeof *inner);
+  if (!inner) return NULL;
+  inner->context = context;
+  inner->table = kept;
+  inner->name = ft__string_copy(context, table->name, strlen(table->name));
+  inner->dataset.rows = options->limit && options->limit < table->rows ? options->limit : table->rows;
+  inner->dataset.task = options->task == FT_TASK_AUTO ? FT_TASK_SINGLE_LABEL : options->task;
+  inner->dataset.lines = table->lines;
+  inner->dataset.name = inner->name;
+  if (!inner->name || ft__dataset_fill(inner, table, options) != FT_OK) {
+    inner->table = NULL; /* still the caller's */
+    ft_dataset_free(&inner->dataset);
+    return NULL;
+  }
+  inner->dataset.texts = inner->texts;
+  inner->dataset.pairs = inner->pairs;
+  inner->dataset.labels = inner->labels;
+  inner->dataset.targets = inner->targets;
+  return &inner->dataset;
+}
+
+FT_API ft_dataset *ft_dataset_from_table(ft_context *context, const ft_table *table,
+                                         const ft_dataset_options *options) {
+  if (!context) return NULL;
+  if (!table) return (ft_dataset *)ft__null_argument(context, "ft_dataset_from_table needs a table");
+  return ft__dataset_make(context, table, options, NULL);
+}
+
+FT_API ft_dataset *ft_dataset_read(ft_context *context, const char *path, const ft_dataset_options *options) {
+  ft_table *table = ft_table_read(context, path, options ? options->format : FT_TABLE_AUTO);
+  ft_dataset *dataset = table ? ft__dataset_make(context, table, options, table) : NULL;
+  if (dataset) { /* the texts have cells of their own by now */
+    ft__table *inner = (ft__table *)(void *)table;
+    ft__release(context, inner->cells);
+    inner->cells = NULL;
+  } else {
+    ft_table_free(table);
+  }
+  return dataset;
+}
+/* =====================================================================================================================
+   >>tokenizer: text to token ids
+
+       text -> split at added tokens -> normalise -> words -> pieces -> ids -> truncate -> [CLS] .. [SEP]
+
+   Added tokens such as [SEP] are found first, in the text as it is. What lies between them is normalised
+   (BertNormalizer): control characters go, Chinese characters get spaces around them, letters are decomposed and lose
+   their accents (NFD without the nonspacing marks), and become lower case; each step can be switched off. Words end at
+   white space, and each punctuation mark is a word of its own. A word is cut into pieces of the vocabulary greedily
+   (WordPiece):
+
+       at = 0;  while at < |word|:  piece = the longest prefix of word[at ..] in the vocabulary, written "##" + prefix
+       where at > 0;  at += |prefix|.    If there is none, or the word is too long, the whole word is one [UNK].
+
+   Each character carries the bytes [begin, end) of the original text that it came from, so tokens know where they
+   stand.
+
+   There are two ways through: the plain one follows the lines above step by step, over arrays of code points (FT_NAIVE
+   uses nothing else). The fast one reads ASCII words straight from the text and gives only stretches with other
+   characters to the plain normaliser; pieces are found by hash tables with the piece's first eight bytes in the slot.
+
+   The Unicode tables are what the Hugging Face package was seen to do with every code point: models were trained with
+   it, and it mixes the tables of several Unicode versions. */
+
+/* GENERATED by tools/unicode_tables.py: begin */
+/* clang-format off */
+/* clean_text drops: {first, last} */
+static const uint32_t ft__unicode_deleted[] = {
+  0,8, 11,12, 14,31, 127,159, 173,173, 1536,1541, 1564,1564, 1757,1757, 1807,1807, 6158,6158, 8203,8207, 8234,8238,
+  8288,8292, 8294,8303, 57344,63743, 65279,65279, 65529,65531, 65533,65533, 69821,69821, 113824,113827, 119155,119162,
+  917505,917505, 917536,917631, 983040,1048573, 1048576,1114109};
+/* separates words: {first, last} */
+static const uint32_t ft__unicode_whitespace[] = {
+  9,13, 32,32, 133,133, 160,160, 5760,5760, 8192,8202, 8232,8233, 8239,8239, 8287,8287, 12288,12288};
+/* tokenize_chinese_chars puts spaces around: {first, last} */
+static const uint32_t ft__unicode_chinese[] = {
+  13312,19903, 19968,40959, 63744,64255, 131072,173791, 173824,178207, 178464,183983, 194560,195103};
+/* a word of its own: {first, last} */
+static const uint32_t ft__unicode_punctuation[] = {
+  33,47, 58,64, 91,96, 123,126, 161,161, 167,167, 171,171, 182,183, 187,187, 191,191, 894,894, 903,903, 1370,1375,
+  1417,1418, 1470,1470, 1472,1472, 1475,1475, 1478,1478, 1523,1524, 1545,1546, 1548,1549, 1563,1563, 1566,1567,
+  1642,1645, 1748,1748, 1792,1805, 2039,2041, 2096,2110, 2142,2142, 2404,2405, 2416,2416, 2800,2800, 3572,3572,
+  3663,3663, 3674,3675, 3844,3858, 3860,3860, 3898,3901, 3973,3973, 4048,4052, 4057,4058, 4170,4175, 4347,4347,
+  4960,4968, 5120,5120, 5741,5742, 5787,5788, 5867,5869, 5941,5942, 6100,6102, 6104,6106, 6144,6154, 6468,6469,
+  6686,6687, 6816,6822, 6824,6829, 7002,7008, 7164,7167, 7227,7231, 7294,7295, 7360,7367, 7379,7379, 8208,8231,
+  8240,8259, 8261,8273, 8275,8286, 8317,8318, 8333,8334, 8968,8971, 9001,9002, 10088,10101, 10181,10182, 10214,10223,
+  10627,10648, 10712,10715, 10748,10749, 11513,11516, 11518,11519, 11632,11632, 11776,11822, 11824,11842, 12289,12291,
+  12296,12305, 12308,12319, 12336,12336, 12349,12349, 12448,12448, 12539,12539, 42238,42239, 42509,42511, 42611,42611,
+  42622,42622, 42738,42743, 43124,43127, 43214,43215, 43256,43258, 43260,43260, 43310,43311, 43359,43359, 43457,43469,
+  43486,43487, 43612,43615, 43742,43743, 43760,43761, 44011,44011, 64830,64831, 65040,65049, 65072,65106, 65108,65121,
+  65123,65123, 65128,65128, 65130,65131, 65281,65283, 65285,65290, 65292,65295, 65306,65307, 65311,65312, 65339,65341,
+  65343,65343, 65371,65371, 65373,65373, 65375,65381, 65792,65794, 66463,66463, 66512,66512, 66927,66927, 67671,67671,
+  67871,67871, 67903,67903, 68176,68184, 68223,68223, 68336,68342, 68409,68415, 68505,68508, 69703,69709, 69819,69820,
+  69822,69825, 69952,69955, 70004,70005, 70085,70089, 70093,70093, 70107,70107, 70109,70111, 70200,70205, 70313,70313,
+  70854,70854, 71105,71127, 71233,71235, 71484,71486, 74864,74868, 92782,92783, 92917,92917, 92983,92987, 92996,92996,
+  113823,113823, 121479,121483};
+/* part of a word beside an added token with single_word: {first, last} */
+static const uint32_t ft__unicode_word[] = {
+  48,57, 65,90, 95,95, 97,122, 170,170, 181,181, 186,186, 192,214, 216,246, 248,705, 710,721, 736,740, 748,748,
+  750,750, 768,884, 886,887, 890,893, 895,895, 902,902, 904,906, 908,908, 910,929, 931,1013, 1015,1153, 1155,1327,
+  1329,1366, 1369,1369, 1376,1416, 1425,1469, 1471,1471, 1473,1474, 1476,1477, 1479,1479, 1488,1514, 1519,1522,
+  1552,1562, 1568,1641, 1646,1747, 1749,1756, 1759,1768, 1770,1788, 1791,1791, 1808,1866, 1869,1969, 1984,2037,
+  2042,2042, 2045,2045, 2048,2093, 2112,2139, 2144,2154, 2160,2183, 2185,2190, 2199,2273, 2275,2403, 2406,2415,
+  2417,2435, 2437,2444, 2447,2448, 2451,2472, 2474,2480, 2482,2482, 2486,2489, 2492,2500, 2503,2504, 2507,2510,
+  2519,2519, 2524,2525, 2527,2531, 2534,2545, 2556,2556, 2558,2558, 2561,2563, 2565,2570, 2575,2576, 2579,2600,
+  2602,2608, 2610,2611, 2613,2614, 2616,2617, 2620,2620, 2622,2626, 2631,2632, 2635,2637, 2641,2641, 2649,2652,
+  2654,2654, 2662,2677, 2689,2691, 2693,2701, 2703,2705, 2707,2728, 2730,2736, 2738,2739, 2741,2745, 2748,2757,
+  2759,2761, 2763,2765, 2768,2768, 2784,2787, 2790,2799, 2809,2815, 2817,2819, 2821,2828, 2831,2832, 2835,2856,
+  2858,2864, 2866,2867, 2869,2873, 2876,2884, 2887,2888, 2891,2893, 2901,2903, 2908,2909, 2911,2915, 2918,2927,
+  2929,2929, 2946,2947, 2949,2954, 2958,2960, 2962,2965, 2969,2970, 2972,2972, 2974,2975, 2979,2980, 2984,2986,
+  2990,3001, 3006,3010, 3014,3016, 3018,3021, 3024,3024, 3031,3031, 3046,3055, 3072,3084, 3086,3088, 3090,3112,
+  3114,3129, 3132,3140, 3142,3144, 3146,3149, 3157,3158, 3160,3162, 3165,3165, 3168,3171, 3174,3183, 3200,3203,
+  3205,3212, 3214,3216, 3218,3240, 3242,3251, 3253,3257, 3260,3268, 3270,3272, 3274,3277, 3285,3286, 3293,3294,
+  3296,3299, 3302,3311, 3313,3315, 3328,3340, 3342,3344, 3346,3396, 3398,3400, 3402,3406, 3412,3415, 3423,3427,
+  3430,3439, 3450,3455, 3457,3459, 3461,3478, 3482,3505, 3507,3515, 3517,3517, 3520,3526, 3530,3530, 3535,3540,
+  3542,3542, 3544,3551, 3558,3567, 3570,3571, 3585,3642, 3648,3662, 3664,3673, 3713,3714, 3716,3716, 3718,3722,
+  3724,3747, 3749,3749, 3751,3773, 3776,3780, 3782,3782, 3784,3790, 3792,3801, 3804,3807, 3840,3840, 3864,3865,
+  3872,3881, 3893,3893, 3895,3895, 3897,3897, 3902,3911, 3913,3948, 3953,3972, 3974,3991, 3993,4028, 4038,4038,
+  4096,4169, 4176,4253, 4256,4293, 4295,4295, 4301,4301, 4304,4346, 4348,4680, 4682,4685, 4688,4694, 4696,4696,
+  4698,4701, 4704,4744, 4746,4749, 4752,4784, 4786,4789, 4792,4798, 4800,4800, 4802,4805, 4808,4822, 4824,4880,
+  4882,4885, 4888,4954, 4957,4959, 4992,5007, 5024,5109, 5112,5117, 5121,5740, 5743,5759, 5761,5786, 5792,5866,
+  5870,5880, 5888,5909, 5919,5940, 5952,5971, 5984,5996, 5998,6000, 6002,6003, 6016,6099, 6103,6103, 6108,6109,
+  6112,6121, 6155,6157, 6159,6169, 6176,6264, 6272,6314, 6320,6389, 6400,6430, 6432,6443, 6448,6459, 6470,6509,
+  6512,6516, 6528,6571, 6576,6601, 6608,6617, 6656,6683, 6688,6750, 6752,6780, 6783,6793, 6800,6809, 6823,6823,
+  6832,6862, 6912,6988, 6992,7001, 7019,7027, 7040,7155, 7168,7223, 7232,7241, 7245,7293, 7296,7306, 7312,7354,
+  7357,7359, 7376,7378, 7380,7418, 7424,7957, 7960,7965, 7968,8005, 8008,8013, 8016,8023, 8025,8025, 8027,8027,
+  8029,8029, 8031,8061, 8064,8116, 8118,8124, 8126,8126, 8130,8132, 8134,8140, 8144,8147, 8150,8155, 8160,8172,
+  8178,8180, 8182,8188, 8204,8205, 8255,8256, 8276,8276, 8305,8305, 8319,8319, 8336,8348, 8400,8432, 8450,8450,
+  8455,8455, 8458,8467, 8469,8469, 8473,8477, 8484,8484, 8486,8486, 8488,8488, 8490,8493, 8495,8505, 8508,8511,
+  8517,8521, 8526,8526, 8544,8584, 9398,9449, 11264,11492, 11499,11507, 11520,11557, 11559,11559, 11565,11565,
+  11568,11623, 11631,11631, 11647,11670, 11680,11686, 11688,11694, 11696,11702, 11704,11710, 11712,11718, 11720,11726,
+  11728,11734, 11736,11742, 11744,11775, 11823,11823, 12293,12295, 12321,12335, 12337,12341, 12344,12348, 12353,12438,
+  12441,12442, 12445,12447, 12449,12538, 12540,12543, 12549,12591, 12593,12686, 12704,12735, 12784,12799, 13312,19903,
+  19968,42124, 42192,42237, 42240,42508, 42512,42539, 42560,42610, 42612,42621, 42623,42737, 42775,42783, 42786,42888,
+  42891,42957, 42960,42961, 42963,42963, 42965,42972, 42994,43047, 43052,43052, 43072,43123, 43136,43205, 43216,43225,
+  43232,43255, 43259,43259, 43261,43309, 43312,43347, 43360,43388, 43392,43456, 43471,43481, 43488,43518, 43520,43574,
+  43584,43597, 43600,43609, 43616,43638, 43642,43714, 43739,43741, 43744,43759, 43762,43766, 43777,43782, 43785,43790,
+  43793,43798, 43808,43814, 43816,43822, 43824,43866, 43868,43881, 43888,44010, 44012,44013, 44016,44025, 44032,55203,
+  55216,55238, 55243,55291, 63744,64109, 64112,64217, 64256,64262, 64275,64279, 64285,64296, 64298,64310, 64312,64316,
+  64318,64318, 64320,64321, 64323,64324, 64326,64433, 64467,64829, 64848,64911, 64914,64967, 65008,65019, 65024,65039,
+  65056,65071, 65075,65076, 65101,65103, 65136,65140, 65142,65276, 65296,65305, 65313,65338, 65343,65343, 65345,65370,
+  65382,65470, 65474,65479, 65482,65487, 65490,65495, 65498,65500, 65536,65547, 65549,65574, 65576,65594, 65596,65597,
+  65599,65613, 65616,65629, 65664,65786, 65856,65908, 66045,66045, 66176,66204, 66208,66256, 66272,66272, 66304,66335,
+  66349,66378, 66384,66426, 66432,66461, 66464,66499, 66504,66511, 66513,66517, 66560,66717, 66720,66729, 66736,66771,
+  66776,66811, 66816,66855, 66864,66915, 66928,66938, 66940,66954, 66956,66962, 66964,66965, 66967,66977, 66979,66993,
+  66995,67001, 67003,67004, 67008,67059, 67072,67382, 67392,67413, 67424,67431, 67456,67461, 67463,67504, 67506,67514,
+  67584,67589, 67592,67592, 67594,67637, 67639,67640, 67644,67644, 67647,67669, 67680,67702, 67712,67742, 67808,67826,
+  67828,67829, 67840,67861, 67872,67897, 67968,68023, 68030,68031, 68096,68099, 68101,68102, 68108,68115, 68117,68119,
+  68121,68149, 68152,68154, 68159,68159, 68192,68220, 68224,68252, 68288,68295, 68297,68326, 68352,68405, 68416,68437,
+  68448,68466, 68480,68497, 68608,68680, 68736,68786, 68800,68850, 68864,68903, 68912,68921, 68928,68965, 68969,68973,
+  68975,68997, 69248,69289, 69291,69292, 69296,69297, 69314,69316, 69372,69404, 69415,69415, 69424,69456, 69488,69509,
+  69552,69572, 69600,69622, 69632,69702, 69734,69749, 69759,69818, 69826,69826, 69840,69864, 69872,69881, 69888,69940,
+  69942,69951, 69956,69959, 69968,70003, 70006,70006, 70016,70084, 70089,70092, 70094,70106, 70108,70108, 70144,70161,
+  70163,70199, 70206,70209, 70272,70278, 70280,70280, 70282,70285, 70287,70301, 70303,70312, 70320,70378, 70384,70393,
+  70400,70403, 70405,70412, 70415,70416, 70419,70440, 70442,70448, 70450,70451, 70453,70457, 70459,70468, 70471,70472,
+  70475,70477, 70480,70480, 70487,70487, 70493,70499, 70502,70508, 70512,70516, 70528,70537, 70539,70539, 70542,70542,
+  70544,70581, 70583,70592, 70594,70594, 70597,70597, 70599,70602, 70604,70611, 70625,70626, 70656,70730, 70736,70745,
+  70750,70753, 70784,70853, 70855,70855, 70864,70873, 71040,71093, 71096,71104, 71128,71133, 71168,71232, 71236,71236,
+  71248,71257, 71296,71352, 71360,71369, 71376,71395, 71424,71450, 71453,71467, 71472,71481, 71488,71494, 71680,71738,
+  71840,71913, 71935,71942, 71945,71945, 71948,71955, 71957,71958, 71960,71989, 71991,71992, 71995,72003, 72016,72025,
+  72096,72103, 72106,72151, 72154,72161, 72163,72164, 72192,72254, 72263,72263, 72272,72345, 72349,72349, 72368,72440,
+  72640,72672, 72688,72697, 72704,72712, 72714,72758, 72760,72768, 72784,72793, 72818,72847, 72850,72871, 72873,72886,
+  72960,72966, 72968,72969, 72971,73014, 73018,73018, 73020,73021, 73023,73031, 73040,73049, 73056,73061, 73063,73064,
+  73066,73102, 73104,73105, 73107,73112, 73120,73129, 73440,73462, 73472,73488, 73490,73530, 73534,73538, 73552,73562,
+  73648,73648, 73728,74649, 74752,74862, 74880,75075, 77712,77808, 77824,78895, 78912,78933, 78944,82938, 82944,83526,
+  90368,90425, 92160,92728, 92736,92766, 92768,92777, 92784,92862, 92864,92873, 92880,92909, 92912,92916, 92928,92982,
+  92992,92995, 93008,93017, 93027,93047, 93053,93071, 93504,93548, 93552,93561, 93760,93823, 93952,94026, 94031,94087,
+  94095,94111, 94176,94177, 94179,94180, 94192,94193, 94208,100343, 100352,101589, 101631,101640, 110576,110579,
+  110581,110587, 110589,110590, 110592,110882, 110898,110898, 110928,110930, 110933,110933, 110948,110951,
+  110960,111355, 113664,113770, 113776,113788, 113792,113800, 113808,113817, 113821,113822, 118000,118009,
+  118528,118573, 118576,118598, 119141,119145, 119149,119154, 119163,119170, 119173,119179, 119210,119213,
+  119362,119364, 119808,119892, 119894,119964, 119966,119967, 119970,119970, 119973,119974, 119977,119980,
+  119982,119993, 119995,119995, 119997,120003, 120005,120069, 120071,120074, 120077,120084, 120086,120092,
+  120094,120121, 120123,120126, 120128,120132, 120134,120134, 120138,120144, 120146,120485, 120488,120512,
+  120514,120538, 120540,120570, 120572,120596, 120598,120628, 120630,120654, 120656,120686, 120688,120712,
+  120714,120744, 120746,120770, 120772,120779, 120782,120831, 121344,121398, 121403,121452, 121461,121461,
+  121476,121476, 121499,121503, 121505,121519, 122624,122654, 122661,122666, 122880,122886, 122888,122904,
+  122907,122913, 122915,122916, 122918,122922, 122928,122989, 123023,123023, 123136,123180, 123184,123197,
+  123200,123209, 123214,123214, 123536,123566, 123584,123641, 124112,124153, 124368,124410, 124896,124902,
+  124904,124907, 124909,124910, 124912,124926, 124928,125124, 125136,125142, 125184,125259, 125264,125273,
+  126464,126467, 126469,126495, 126497,126498, 126500,126500, 126503,126503, 126505,126514, 126516,126519,
+  126521,126521, 126523,126523, 126530,126530, 126535,126535, 126537,126537, 126539,126539, 126541,126543,
+  126545,126546, 126548,126548, 126551,126551, 126553,126553, 126555,126555, 126557,126557, 126559,126559,
+  126561,126562, 126564,126564, 126567,126570, 126572,126578, 126580,126583, 126585,126588, 126590,126590,
+  126592,126601, 126603,126619, 126625,126627, 126629,126633, 126635,126651, 127280,127305, 127312,127337,
+  127344,127369, 130032,130041, 131072,173791, 173824,177977, 177984,178205, 178208,183969, 183984,191456,
+  191472,192093, 194560,195101, 196608,201546, 201552,205743, 917760,917999};
+/* {first, last, 2 * rank of the canonical combining class + (strip_accents drops it)} */
+static const uint32_t ft__unicode_marks[] = {
+  768,788,101, 789,789,103, 790,793,91, 794,794,103, 795,795,87, 796,800,91, 801,802,83, 803,806,91, 807,808,83,
+  809,819,91, 820,824,3, 825,828,91, 829,831,101, 834,834,101, 837,837,109, 838,838,101, 839,841,91, 842,844,101,
+  845,846,91, 847,847,1, 848,850,101, 851,854,91, 855,855,101, 856,856,103, 857,858,91, 859,859,101, 860,860,105,
+  861,862,107, 863,863,105, 864,865,107, 866,866,105, 867,879,101, 1155,1159,101, 1425,1425,91, 1426,1429,101,
+  1430,1430,91, 1431,1433,101, 1434,1434,93, 1435,1435,91, 1436,1441,101, 1442,1447,91, 1448,1449,101, 1450,1450,91,
+  1451,1452,101, 1453,1453,93, 1454,1454,99, 1455,1455,101, 1456,1456,11, 1457,1457,13, 1458,1458,15, 1459,1459,17,
+  1460,1460,19, 1461,1461,21, 1462,1462,23, 1463,1463,25, 1464,1464,27, 1465,1466,29, 1467,1467,31, 1468,1468,33,
+  1469,1469,35, 1471,1471,37, 1473,1473,39, 1474,1474,41, 1476,1476,101, 1477,1477,91, 1479,1479,27, 1552,1559,101,
+  1560,1560,51, 1561,1561,53, 1562,1562,55, 1611,1611,45, 1612,1612,47, 1613,1613,49, 1614,1614,51, 1615,1615,53,
+  1616,1616,55, 1617,1617,57, 1618,1618,59, 1619,1620,101, 1621,1622,91, 1623,1627,101, 1628,1628,91, 1629,1630,101,
+  1631,1631,91, 1648,1648,61, 1750,1756,101, 1759,1762,101, 1763,1763,91, 1764,1764,101, 1767,1768,101, 1770,1770,91,
+  1771,1772,101, 1773,1773,91, 1809,1809,63, 1840,1840,101, 1841,1841,91, 1842,1843,101, 1844,1844,91, 1845,1846,101,
+  1847,1849,91, 1850,1850,101, 1851,1852,91, 1853,1853,101, 1854,1854,91, 1855,1857,101, 1858,1858,91, 1859,1859,101,
+  1860,1860,91, 1861,1861,101, 1862,1862,91, 1863,1863,101, 1864,1864,91, 1865,1866,101, 1958,1968,1, 2027,2033,101,
+  2034,2034,91, 2035,2035,101, 2070,2073,101, 2075,2083,101, 2085,2087,101, 2089,2093,101, 2137,2139,91, 2260,2273,100,
+  2275,2275,91, 2276,2277,101, 2278,2278,91, 2279,2280,101, 2281,2281,91, 2282,2284,101, 2285,2287,91, 2288,2288,45,
+  2289,2289,47, 2290,2290,49, 2291,2293,101, 2294,2294,91, 2295,2296,101, 2297,2298,91, 2299,2303,101, 2304,2306,1,
+  2362,2362,1, 2364,2364,5, 2369,2376,1, 2381,2381,9, 2385,2385,101, 2386,2386,91, 2387,2388,101, 2389,2391,1,
+  2402,2403,1, 2433,2433,1, 2492,2492,5, 2497,2500,1, 2509,2509,9, 2530,2531,1, 2561,2562,1, 2620,2620,5, 2625,2626,1,
+  2631,2632,1, 2635,2636,1, 2637,2637,9, 2641,2641,1, 2672,2673,1, 2677,2677,1, 2689,2690,1, 2748,2748,5, 2753,2757,1,
+  2759,2760,1, 2765,2765,9, 2786,2787,1, 2817,2817,1, 2876,2876,5, 2879,2879,1, 2881,2884,1, 2893,2893,9, 2902,2902,1,
+  2914,2915,1, 2946,2946,1, 3008,3008,1, 3021,3021,9, 3072,3072,1, 3134,3136,1, 3142,3143,1, 3146,3148,1, 3149,3149,9,
+  3157,3157,65, 3158,3158,67, 3170,3171,1, 3201,3201,1, 3260,3260,5, 3263,3263,1, 3270,3270,1, 3276,3276,1,
+  3277,3277,9, 3298,3299,1, 3329,3329,1, 3393,3396,1, 3405,3405,9, 3426,3427,1, 3530,3530,9, 3538,3540,1, 3542,3542,1,
+  3633,3633,1, 3636,3639,1, 3640,3641,69, 3642,3642,9, 3655,3655,1, 3656,3659,71, 3660,3662,1, 3761,3761,1,
+  3764,3767,1, 3768,3769,73, 3771,3772,1, 3784,3787,75, 3788,3789,1, 3864,3865,91, 3893,3893,91, 3895,3895,91,
+  3897,3897,87, 3953,3953,77, 3954,3954,79, 3956,3956,81, 3959,3959,1, 3961,3961,1, 3962,3965,79, 3966,3966,1,
+  3968,3968,79, 3970,3971,101, 3972,3972,9, 3974,3975,101, 3981,3986,1, 3988,3991,1, 3993,3996,1, 3998,4001,1,
+  4003,4006,1, 4008,4011,1, 4013,4024,1, 4026,4028,1, 4038,4038,91, 4141,4144,1, 4146,4150,1, 4151,4151,5, 4153,4154,9,
+  4157,4158,1, 4184,4185,1, 4190,4192,1, 4209,4212,1, 4226,4226,1, 4229,4230,1, 4237,4237,91, 4253,4253,1,
+  4957,4959,101, 5906,5907,1, 5908,5908,9, 5938,5939,1, 5940,5940,9, 5970,5971,1, 6002,6003,1, 6068,6069,1,
+  6071,6077,1, 6086,6086,1, 6089,6097,1, 6098,6098,9, 6099,6099,1, 6109,6109,101, 6155,6157,1, 6313,6313,99,
+  6432,6434,1, 6439,6440,1, 6450,6450,1, 6457,6457,93, 6458,6458,101, 6459,6459,91, 6679,6679,101, 6680,6680,91,
+  6683,6683,1, 6742,6742,1, 6744,6750,1, 6752,6752,9, 6754,6754,1, 6757,6764,1, 6771,6772,1, 6773,6780,101,
+  6783,6783,91, 6832,6836,101, 6837,6842,91, 6843,6844,101, 6845,6845,91, 6912,6915,1, 6964,6964,5, 6966,6970,1,
+  6972,6972,1, 6978,6978,1, 6980,6980,8, 7019,7019,101, 7020,7020,91, 7021,7027,101, 7040,7041,1, 7074,7077,1,
+  7080,7081,1, 7082,7082,8, 7083,7083,9, 7084,7085,1, 7142,7142,5, 7144,7145,1, 7149,7149,1, 7151,7153,1, 7154,7155,8,
+  7212,7219,1, 7222,7222,1, 7223,7223,5, 7376,7378,101, 7380,7380,3, 7381,7385,91, 7386,7387,101, 7388,7391,91,
+  7392,7392,101, 7394,7400,3, 7405,7405,91, 7412,7412,101, 7416,7417,101, 7616,7617,101, 7618,7618,91, 7619,7625,101,
+  7626,7626,91, 7627,7628,101, 7629,7629,107, 7630,7630,85, 7631,7631,91, 7632,7632,83, 7633,7669,101, 7675,7675,100,
+  7676,7676,105, 7677,7677,91, 7678,7678,101, 7679,7679,91, 8400,8401,101, 8402,8403,3, 8404,8407,101, 8408,8410,3,
+  8411,8412,101, 8417,8417,101, 8421,8422,3, 8423,8423,101, 8424,8424,91, 8425,8425,101, 8426,8427,3, 8428,8431,91,
+  8432,8432,101, 11503,11505,101, 11647,11647,9, 11744,11775,101, 12330,12330,89, 12331,12331,99, 12332,12332,103,
+  12333,12333,93, 12334,12335,94, 12441,12442,7, 42607,42607,101, 42612,42621,101, 42654,42655,101, 42736,42737,101,
+  43010,43010,1, 43014,43014,9, 43019,43019,1, 43045,43046,1, 43204,43204,9, 43232,43249,101, 43302,43306,1,
+  43307,43309,91, 43335,43345,1, 43347,43347,8, 43392,43394,1, 43443,43443,5, 43446,43449,1, 43452,43452,1,
+  43456,43456,8, 43493,43493,1, 43561,43566,1, 43569,43570,1, 43573,43574,1, 43587,43587,1, 43596,43596,1,
+  43644,43644,1, 43696,43696,101, 43698,43699,101, 43700,43700,91, 43703,43704,101, 43710,43711,101, 43713,43713,101,
+  43756,43757,1, 43766,43766,9, 44005,44005,1, 44008,44008,1, 44013,44013,9, 64286,64286,43, 65024,65039,1,
+  65056,65062,101, 65063,65069,91, 65070,65071,101, 66045,66045,91, 66272,66272,91, 66422,66426,101, 68097,68099,1,
+  68101,68102,1, 68108,68108,1, 68109,68109,91, 68110,68110,1, 68111,68111,101, 68152,68152,101, 68153,68153,3,
+  68154,68154,91, 68159,68159,9, 68325,68325,101, 68326,68326,91, 69633,69633,1, 69688,69701,1, 69702,69702,9,
+  69759,69759,9, 69760,69761,1, 69811,69814,1, 69817,69817,9, 69818,69818,5, 69888,69890,101, 69927,69931,1,
+  69933,69933,1, 69936,69938,1, 69939,69940,9, 70003,70003,5, 70016,70017,1, 70070,70078,1, 70080,70080,8,
+  70090,70090,5, 70091,70092,1, 70191,70193,1, 70196,70196,1, 70197,70197,8, 70198,70198,5, 70199,70199,1,
+  70367,70367,1, 70371,70376,1, 70377,70377,5, 70378,70378,9, 70400,70401,1, 70460,70460,5, 70464,70464,1,
+  70477,70477,8, 70502,70508,101, 70512,70516,101, 70722,70722,8, 70726,70726,4, 70835,70840,1, 70842,70842,1,
+  70847,70848,1, 70850,70850,9, 70851,70851,5, 71090,71093,1, 71100,71101,1, 71103,71103,9, 71104,71104,5,
+  71132,71133,1, 71219,71226,1, 71229,71229,1, 71231,71231,9, 71232,71232,1, 71339,71339,1, 71341,71341,1,
+  71344,71349,1, 71350,71350,8, 71351,71351,5, 71453,71455,1, 71458,71461,1, 71463,71466,1, 71467,71467,9,
+  72767,72767,8, 92912,92916,3, 92976,92982,101, 94095,94098,1, 113821,113821,1, 113822,113822,3, 119141,119142,86,
+  119143,119145,3, 119149,119149,96, 119150,119154,86, 119163,119170,91, 119173,119177,101, 119178,119179,91,
+  119210,119213,101, 119362,119364,101, 121344,121398,1, 121403,121452,1, 121461,121461,1, 121476,121476,1,
+  121499,121503,1, 121505,121519,1, 122880,122886,100, 122888,122904,100, 122907,122913,100, 122915,122916,100,
+  122918,122922,100, 125136,125142,91, 125252,125257,100, 125258,125258,4, 917760,917999,1};
+/* every stride-th code point's lower case is code + delta (mod 2^32): {first, last, stride, delta} */
+static const uint32_t ft__unicode_lower[] = {
+  65,90,1,32, 192,214,1,32, 216,222,1,32, 256,302,2,1, 306,310,2,1, 313,327,2,1, 330,374,2,1, 376,376,1,4294967175,
+  377,381,2,1, 385,385,1,210, 386,388,2,1, 390,390,1,206, 391,391,1,1, 393,394,1,205, 395,395,1,1, 398,398,1,79,
+  399,399,1,202, 400,400,1,203, 401,401,1,1, 403,403,1,205, 404,404,1,207, 406,406,1,211, 407,407,1,209, 408,408,1,1,
+  412,412,1,211, 413,413,1,213, 415,415,1,214, 416,420,2,1, 422,422,1,218, 423,423,1,1, 425,425,1,218, 428,428,1,1,
+  430,430,1,218, 431,431,1,1, 433,434,1,217, 435,437,2,1, 439,439,1,219, 440,440,1,1, 444,444,1,1, 452,452,1,2,
+  453,453,1,1, 455,455,1,2, 456,456,1,1, 458,458,1,2, 459,475,2,1, 478,494,2,1, 497,497,1,2, 498,500,2,1,
+  502,502,1,4294967199, 503,503,1,4294967240, 504,542,2,1, 544,544,1,4294967166, 546,562,2,1, 570,570,1,10795,
+  571,571,1,1, 573,573,1,4294967133, 574,574,1,10792, 577,577,1,1, 579,579,1,4294967101, 580,580,1,69, 581,581,1,71,
+  582,590,2,1, 880,882,2,1, 886,886,1,1, 895,895,1,116, 902,902,1,38, 904,906,1,37, 908,908,1,64, 910,911,1,63,
+  913,929,1,32, 931,939,1,32, 975,975,1,8, 984,1006,2,1, 1012,1012,1,4294967236, 1015,1015,1,1, 1017,1017,1,4294967289,
+  1018,1018,1,1, 1021,1023,1,4294967166, 1024,1039,1,80, 1040,1071,1,32, 1120,1152,2,1, 1162,1214,2,1, 1216,1216,1,15,
+  1217,1229,2,1, 1232,1326,2,1, 1329,1366,1,48, 4256,4293,1,7264, 4295,4295,1,7264, 4301,4301,1,7264,
+  5024,5103,1,38864, 5104,5109,1,8, 7305,7305,1,1, 7312,7354,1,4294964288, 7357,7359,1,4294964288, 7680,7828,2,1,
+  7838,7838,1,4294959681, 7840,7934,2,1, 7944,7951,1,4294967288, 7960,7965,1,4294967288, 7976,7983,1,4294967288,
+  7992,7999,1,4294967288, 8008,8013,1,4294967288, 8025,8031,2,4294967288, 8040,8047,1,4294967288,
+  8072,8079,1,4294967288, 8088,8095,1,4294967288, 8104,8111,1,4294967288, 8120,8121,1,4294967288,
+  8122,8123,1,4294967222, 8124,8124,1,4294967287, 8136,8139,1,4294967210, 8140,8140,1,4294967287,
+  8152,8153,1,4294967288, 8154,8155,1,4294967196, 8168,8169,1,4294967288, 8170,8171,1,4294967184,
+  8172,8172,1,4294967289, 8184,8185,1,4294967168, 8186,8187,1,4294967170, 8188,8188,1,4294967287,
+  8486,8486,1,4294959779, 8490,8490,1,4294958913, 8491,8491,1,4294959034, 8498,8498,1,28, 8544,8559,1,16,
+  8579,8579,1,1, 9398,9423,1,26, 11264,11311,1,48, 11360,11360,1,1, 11362,11362,1,4294956553, 11363,11363,1,4294963482,
+  11364,11364,1,4294956569, 11367,11371,2,1, 11373,11373,1,4294956516, 11374,11374,1,4294956547,
+  11375,11375,1,4294956513, 11376,11376,1,4294956514, 11378,11378,1,1, 11381,11381,1,1, 11390,11391,1,4294956481,
+  11392,11490,2,1, 11499,11501,2,1, 11506,11506,1,1, 42560,42604,2,1, 42624,42650,2,1, 42786,42798,2,1,
+  42802,42862,2,1, 42873,42875,2,1, 42877,42877,1,4294931964, 42878,42886,2,1, 42891,42891,1,1,
+  42893,42893,1,4294925016, 42896,42898,2,1, 42902,42920,2,1, 42922,42922,1,4294924988, 42923,42923,1,4294924977,
+  42924,42924,1,4294924981, 42925,42925,1,4294924991, 42926,42926,1,4294924988, 42928,42928,1,4294925038,
+  42929,42929,1,4294925014, 42930,42930,1,4294925035, 42931,42931,1,928, 42932,42946,2,1, 42948,42948,1,4294967248,
+  42949,42949,1,4294924989, 42950,42950,1,4294931912, 42951,42953,2,1, 42955,42955,1,4294924953, 42956,42970,2,1,
+  42972,42972,1,4294924735, 42997,42997,1,1, 65313,65338,1,32, 66560,66599,1,40, 66736,66771,1,40, 66928,66928,1,39,
+  66929,66938,1,39, 66940,66954,1,39, 66956,66962,1,39, 66964,66965,1,39, 68736,68786,1,64, 68944,68965,1,32,
+  71840,71871,1,32, 93760,93791,1,32, 93856,93880,1,27, 125184,125217,1,34};
+/* canonical decompositions exist for: {first, last, where its values start} */
+static const uint32_t ft__unicode_decomposed[] = {
+  192,197,0, 199,207,6, 209,214,15, 217,221,21, 224,229,26, 231,239,32, 241,246,41, 249,253,47, 255,271,52, 274,293,69,
+  296,304,89, 308,311,98, 313,318,102, 323,328,108, 332,337,114, 340,357,120, 360,382,138, 416,417,161, 431,432,163,
+  461,476,165, 478,483,181, 486,496,187, 500,501,198, 504,539,200, 542,543,236, 550,563,238, 832,833,252, 835,836,254,
+  884,884,256, 894,894,257, 901,906,258, 908,908,264, 910,912,265, 938,944,268, 970,974,275, 979,980,280,
+  1024,1025,282, 1027,1027,284, 1031,1031,285, 1036,1038,286, 1049,1049,289, 1081,1081,290, 1104,1105,291,
+  1107,1107,293, 1111,1111,294, 1116,1118,295, 1142,1143,298, 1217,1218,300, 1232,1235,302, 1238,1239,306,
+  1242,1247,308, 1250,1255,314, 1258,1269,320, 1272,1273,332, 1570,1574,334, 1728,1728,339, 1730,1730,340,
+  1747,1747,341, 2345,2345,342, 2353,2353,343, 2356,2356,344, 2392,2399,345, 2507,2508,353, 2524,2525,355,
+  2527,2527,357, 2611,2611,358, 2614,2614,359, 2649,2651,360, 2654,2654,363, 2888,2888,364, 2891,2892,365,
+  2908,2909,367, 2964,2964,369, 3018,3020,370, 3144,3144,373, 3264,3264,374, 3271,3272,375, 3274,3275,377,
+  3402,3404,379, 3546,3546,382, 3548,3550,383, 3907,3907,386, 3917,3917,387, 3922,3922,388, 3927,3927,389,
+  3932,3932,390, 3945,3945,391, 3955,3955,392, 3957,3958,393, 3960,3960,395, 3969,3969,396, 3987,3987,397,
+  3997,3997,398, 4002,4002,399, 4007,4007,400, 4012,4012,401, 4025,4025,402, 4134,4134,403, 6918,6918,404,
+  6920,6920,405, 6922,6922,406, 6924,6924,407, 6926,6926,408, 6930,6930,409, 6971,6971,410, 6973,6973,411,
+  6976,6977,412, 6979,6979,414, 7680,7833,415, 7835,7835,569, 7840,7929,570, 7936,7957,660, 7960,7965,682,
+  7968,8005,688, 8008,8013,726, 8016,8023,732, 8025,8025,740, 8027,8027,741, 8029,8029,742, 8031,8061,743,
+  8064,8116,774, 8118,8124,827, 8126,8126,834, 8129,8132,835, 8134,8147,839, 8150,8155,853, 8157,8175,859,
+  8178,8180,878, 8182,8189,881, 8192,8193,889, 8486,8486,891, 8490,8491,892, 8602,8603,894, 8622,8622,896,
+  8653,8655,897, 8708,8708,900, 8713,8713,901, 8716,8716,902, 8740,8740,903, 8742,8742,904, 8769,8769,905,
+  8772,8772,906, 8775,8775,907, 8777,8777,908, 8800,8800,909, 8802,8802,910, 8813,8817,911, 8820,8821,916,
+  8824,8825,918, 8832,8833,920, 8836,8837,922, 8840,8841,924, 8876,8879,926, 8928,8931,930, 8938,8941,934,
+  9001,9002,938, 10972,10972,940, 12364,12364,941, 12366,12366,942, 12368,12368,943, 12370,12370,944, 12372,12372,945,
+  12374,12374,946, 12376,12376,947, 12378,12378,948, 12380,12380,949, 12382,12382,950, 12384,12384,951,
+  12386,12386,952, 12389,12389,953, 12391,12391,954, 12393,12393,955, 12400,12401,956, 12403,12404,958,
+  12406,12407,960, 12409,12410,962, 12412,12413,964, 12436,12436,966, 12446,12446,967, 12460,12460,968,
+  12462,12462,969, 12464,12464,970, 12466,12466,971, 12468,12468,972, 12470,12470,973, 12472,12472,974,
+  12474,12474,975, 12476,12476,976, 12478,12478,977, 12480,12480,978, 12482,12482,979, 12485,12485,980,
+  12487,12487,981, 12489,12489,982, 12496,12497,983, 12499,12500,985, 12502,12503,987, 12505,12506,989,
+  12508,12509,991, 12532,12532,993, 12535,12538,994, 12542,12542,998, 63744,64013,999, 64016,64016,1269,
+  64018,64018,1270, 64021,64030,1271, 64032,64032,1281, 64034,64034,1282, 64037,64038,1283, 64042,64109,1285,
+  64112,64217,1353, 64285,64285,1459, 64287,64287,1460, 64298,64310,1461, 64312,64316,1474, 64318,64318,1479,
+  64320,64321,1480, 64323,64324,1482, 64326,64334,1484, 69786,69786,1493, 69788,69788,1494, 69803,69803,1495,
+  69934,69935,1496, 70475,70476,1498, 70843,70844,1500, 70846,70846,1502, 71098,71099,1503, 119134,119140,1505,
+  119227,119232,1512, 194560,195101,1518};
+/* first part + 2^21 * (0, or 1 + index of the second part below) */
+static const uint32_t ft__unicode_decompositions[] = {
+  2097217, 4194369, 6291521, 8388673, 16777281, 20971585, 46137411, 2097221, 4194373, 6291525, 16777285, 2097225,
+  4194377, 6291529, 16777289, 8388686, 2097231, 4194383, 6291535, 8388687, 16777295, 2097237, 4194389, 6291541,
+  16777301, 4194393, 2097249, 4194401, 6291553, 8388705, 16777313, 20971617, 46137443, 2097253, 4194405, 6291557,
+  16777317, 2097257, 4194409, 6291561, 16777321, 8388718, 2097263, 4194415, 6291567, 8388719, 16777327, 2097269,
+  4194421, 6291573, 16777333, 4194425, 16777337, 10485825, 10485857, 12582977, 12583009, 48234561, 48234593, 4194371,
+  4194403, 6291523, 6291555, 14680131, 14680163, 25165891, 25165923, 25165892, 25165924, 10485829, 10485861, 12582981,
+  12583013, 14680133, 14680165, 48234565, 48234597, 25165893, 25165925, 6291527, 6291559, 12582983, 12583015, 14680135,
+  14680167, 46137415, 46137447, 6291528, 6291560, 8388681, 8388713, 10485833, 10485865, 12582985, 12583017, 48234569,
+  48234601, 14680137, 6291530, 6291562, 46137419, 46137451, 4194380, 4194412, 46137420, 46137452, 25165900, 25165932,
+  4194382, 4194414, 46137422, 46137454, 25165902, 25165934, 10485839, 10485871, 12582991, 12583023, 23068751, 23068783,
+  4194386, 4194418, 46137426, 46137458, 25165906, 25165938, 4194387, 4194419, 6291539, 6291571, 46137427, 46137459,
+  25165907, 25165939, 46137428, 46137460, 25165908, 25165940, 8388693, 8388725, 10485845, 10485877, 12582997, 12583029,
+  20971605, 20971637, 23068757, 23068789, 48234581, 48234613, 6291543, 6291575, 6291545, 6291577, 16777305, 4194394,
+  4194426, 14680154, 14680186, 25165914, 25165946, 35651663, 35651695, 35651669, 35651701, 25165889, 25165921,
+  25165897, 25165929, 25165903, 25165935, 25165909, 25165941, 10485980, 10486012, 4194524, 4194556, 25166044, 25166076,
+  2097372, 2097404, 10485956, 10485988, 10486310, 10486311, 10485958, 10485990, 25165895, 25165927, 25165899, 25165931,
+  48234575, 48234607, 10486250, 10486251, 25166263, 25166482, 25165930, 4194375, 4194407, 2097230, 2097262, 4202795,
+  4194533, 4194502, 4194534, 4194520, 4194552, 27263041, 27263073, 29360193, 29360225, 27263045, 27263077, 29360197,
+  29360229, 27263049, 27263081, 29360201, 29360233, 27263055, 27263087, 29360207, 29360239, 27263058, 27263090,
+  29360210, 29360242, 27263061, 27263093, 29360213, 29360245, 44040275, 44040307, 44040276, 44040308, 25165896,
+  25165928, 14680129, 14680161, 46137413, 46137445, 10485974, 10486006, 10485973, 10486005, 14680143, 14680175,
+  10486318, 10486319, 10485849, 10485881, 768, 769, 787, 4195080, 697, 59, 4194472, 4195217, 183, 4195221, 4195223,
+  4195225, 4195231, 4195237, 4195241, 4195274, 16778137, 16778149, 4195249, 4195253, 4195255, 4195257, 4195275,
+  16778169, 16778181, 4195263, 4195269, 4195273, 4195282, 16778194, 2098197, 16778261, 4195347, 16778246, 4195354,
+  2098200, 12583971, 12583960, 12583992, 2098229, 16778293, 4195379, 16778326, 4195386, 2098232, 12584003, 27264116,
+  27264117, 12583958, 12583990, 12583952, 12583984, 16778256, 16778288, 12583957, 12583989, 16778456, 16778457,
+  16778262, 16778294, 16778263, 16778295, 10486808, 10486840, 16778264, 16778296, 16778270, 16778302, 16778472,
+  16778473, 16778285, 16778317, 10486819, 10486851, 16778275, 16778307, 23069731, 23069763, 16778279, 16778311,
+  16778283, 16778315, 81790503, 83887655, 83887688, 85984807, 83887690, 83887829, 83887809, 83887826, 88082728,
+  88082736, 88082739, 88082709, 88082710, 88082711, 88082716, 88082721, 88082722, 88082731, 88082735, 92277191,
+  94374343, 90180001, 90180002, 90180015, 96471602, 96471608, 96471574, 96471575, 96471580, 96471595, 102763335,
+  100666183, 104860487, 98568993, 98568994, 109054866, 106957766, 106957767, 109054918, 111152198, 115346623,
+  115346630, 117443782, 113249478, 115346634, 119541062, 119541063, 121638214, 123735513, 125832665, 123735516,
+  127929817, 138415938, 138415948, 138415953, 138415958, 138415963, 136318784, 130027377, 132124529, 134221746,
+  134221747, 134221681, 138416018, 138416028, 138416033, 138416038, 138416043, 136318864, 140513317, 142613253,
+  142613255, 142613257, 142613259, 142613261, 142613265, 142613306, 142613308, 142613310, 142613311, 142613314,
+  41943105, 41943137, 14680130, 14680162, 37748802, 37748834, 56623170, 56623202, 4194503, 4194535, 14680132, 14680164,
+  37748804, 37748836, 56623172, 56623204, 46137412, 46137444, 50331716, 50331748, 2097426, 2097427, 4194578, 4194579,
+  50331717, 50331749, 54526021, 54526053, 12583464, 12583465, 14680134, 14680166, 10485831, 10485863, 14680136,
+  14680168, 37748808, 37748840, 16777288, 16777320, 46137416, 46137448, 52428872, 52428904, 54526025, 54526057,
+  4194511, 4194543, 4194379, 4194411, 37748811, 37748843, 56623179, 56623211, 37748812, 37748844, 10493494, 10493495,
+  56623180, 56623212, 50331724, 50331756, 4194381, 4194413, 14680141, 14680173, 37748813, 37748845, 14680142, 14680174,
+  37748814, 37748846, 56623182, 56623214, 50331726, 50331758, 4194517, 4194549, 16777429, 16777461, 2097484, 2097485,
+  4194636, 4194637, 4194384, 4194416, 14680144, 14680176, 14680146, 14680178, 37748818, 37748850, 10493530, 10493531,
+  56623186, 56623218, 14680147, 14680179, 37748819, 37748851, 14680410, 14680411, 14680416, 14680417, 14687842,
+  14687843, 14680148, 14680180, 37748820, 37748852, 56623188, 56623220, 50331732, 50331764, 39845973, 39846005,
+  54526037, 54526069, 50331733, 50331765, 4194664, 4194665, 16777578, 16777579, 8388694, 8388726, 37748822, 37748854,
+  2097239, 2097271, 4194391, 4194423, 16777303, 16777335, 14680151, 14680183, 37748823, 37748855, 14680152, 14680184,
+  16777304, 16777336, 14680153, 14680185, 6291546, 6291578, 37748826, 37748858, 56623194, 56623226, 56623208, 16777332,
+  20971639, 20971641, 14680447, 37748801, 37748833, 18874433, 18874465, 4194498, 4194530, 2097346, 2097378, 18874562,
+  18874594, 8388802, 8388834, 6299296, 6299297, 4194562, 4194563, 2097410, 2097411, 18874626, 18874627, 8388866,
+  8388867, 12590752, 12590753, 37748805, 37748837, 18874437, 18874469, 8388677, 8388709, 4194506, 4194538, 2097354,
+  2097386, 18874570, 18874602, 8388810, 8388842, 6299320, 6299321, 18874441, 18874473, 37748809, 37748841, 37748815,
+  37748847, 18874447, 18874479, 4194516, 4194548, 2097364, 2097396, 18874580, 18874612, 8388820, 8388852, 6299340,
+  6299341, 4194720, 4194721, 2097568, 2097569, 18874784, 18874785, 8389024, 8389025, 37749152, 37749153, 37748821,
+  37748853, 18874453, 18874485, 4194735, 4194736, 2097583, 2097584, 18874799, 18874800, 8389039, 8389040, 37749167,
+  37749168, 2097241, 2097273, 37748825, 37748857, 18874457, 18874489, 8388697, 8388729, 31458225, 33555377, 2105088,
+  2105089, 4202240, 4202241, 60825344, 60825345, 31458193, 33555345, 2105096, 2105097, 4202248, 4202249, 60825352,
+  60825353, 31458229, 33555381, 2105104, 2105105, 4202256, 4202257, 31458197, 33555349, 2105112, 2105113, 4202264,
+  4202265, 31458231, 33555383, 2105120, 2105121, 4202272, 4202273, 60825376, 60825377, 31458199, 33555351, 2105128,
+  2105129, 4202280, 4202281, 60825384, 60825385, 31458233, 33555385, 2105136, 2105137, 4202288, 4202289, 60825392,
+  60825393, 31458201, 33555353, 2105144, 2105145, 4202296, 4202297, 60825400, 60825401, 31458239, 33555391, 2105152,
+  2105153, 4202304, 4202305, 31458207, 33555359, 2105160, 2105161, 4202312, 4202313, 31458245, 33555397, 2105168,
+  2105169, 4202320, 4202321, 60825424, 60825425, 33555365, 2105177, 4202329, 60825433, 31458249, 33555401, 2105184,
+  2105185, 4202336, 4202337, 60825440, 60825441, 31458217, 33555369, 2105192, 2105193, 4202344, 4202345, 60825448,
+  60825449, 2098097, 4195249, 2098101, 4195253, 2098103, 4195255, 2098105, 4195257, 2098111, 4195263, 2098117, 4195269,
+  2098121, 4195273, 62922496, 62922497, 62922498, 62922499, 62922500, 62922501, 62922502, 62922503, 62922504, 62922505,
+  62922506, 62922507, 62922508, 62922509, 62922510, 62922511, 62922528, 62922529, 62922530, 62922531, 62922532,
+  62922533, 62922534, 62922535, 62922536, 62922537, 62922538, 62922539, 62922540, 62922541, 62922542, 62922543,
+  62922592, 62922593, 62922594, 62922595, 62922596, 62922597, 62922598, 62922599, 62922600, 62922601, 62922602,
+  62922603, 62922604, 62922605, 62922606, 62922607, 12583857, 10486705, 62922608, 62915505, 62922609, 60818353,
+  62922678, 12583825, 10486673, 2098065, 4195217, 62915473, 953, 60817576, 62922612, 62915511, 62922613, 60818359,
+  62922694, 2098069, 4195221, 2098071, 4195223, 62915479, 2105279, 4202431, 60825535, 12583865, 10486713, 2098122,
+  4195274, 60818361, 60818378, 12583833, 10486681, 2098073, 4195225, 2105342, 4202494, 60825598, 12583877, 10486725,
+  2098123, 4195275, 31458241, 33555393, 60818373, 60818379, 12583845, 10486693, 2098085, 4195237, 33555361, 2097320,
+  4194472, 96, 62922620, 62915529, 62922621, 60818377, 62922742, 2098079, 4195231, 2098089, 4195241, 62915497, 180,
+  8194, 8195, 937, 75, 20971585, 58728848, 58728850, 58728852, 58728912, 58728916, 58728914, 58728963, 58728968,
+  58728971, 58728995, 58728997, 58729020, 58729027, 58729029, 58729032, 58720317, 58729057, 58729037, 58720316,
+  58720318, 58729060, 58729061, 58729074, 58729075, 58729078, 58729079, 58729082, 58729083, 58729090, 58729091,
+  58729094, 58729095, 58729122, 58729128, 58729129, 58729131, 58729084, 58729085, 58729105, 58729106, 58729138,
+  58729139, 58729140, 58729141, 12296, 12297, 58731229, 144715851, 144715853, 144715855, 144715857, 144715859,
+  144715861, 144715863, 144715865, 144715867, 144715869, 144715871, 144715873, 144715876, 144715878, 144715880,
+  144715887, 146813039, 144715890, 146813042, 144715893, 146813045, 144715896, 146813048, 144715899, 146813051,
+  144715846, 144715933, 144715947, 144715949, 144715951, 144715953, 144715955, 144715957, 144715959, 144715961,
+  144715963, 144715965, 144715967, 144715969, 144715972, 144715974, 144715976, 144715983, 146813135, 144715986,
+  146813138, 144715989, 146813141, 144715992, 146813144, 144715995, 146813147, 144715942, 144716015, 144716016,
+  144716017, 144716018, 144716029, 35912, 26356, 36554, 36040, 28369, 20018, 21477, 40860, 40860, 22865, 37329, 21895,
+  22856, 25078, 30313, 32645, 34367, 34746, 35064, 37007, 27138, 27931, 28889, 29662, 33853, 37226, 39409, 20098,
+  21365, 27396, 29211, 34349, 40478, 23888, 28651, 34253, 35172, 25289, 33240, 34847, 24266, 26391, 28010, 29436,
+  37070, 20358, 20919, 21214, 25796, 27347, 29200, 30439, 32769, 34310, 34396, 36335, 38706, 39791, 40442, 30860,
+  31103, 32160, 33737, 37636, 40575, 35542, 22751, 24324, 31840, 32894, 29282, 30922, 36034, 38647, 22744, 23650,
+  27155, 28122, 28431, 32047, 32311, 38475, 21202, 32907, 20956, 20940, 31260, 32190, 33777, 38517, 35712, 25295,
+  27138, 35582, 20025, 23527, 24594, 29575, 30064, 21271, 30971, 20415, 24489, 19981, 27852, 25976, 32034, 21443,
+  22622, 30465, 33865, 35498, 27578, 36784, 27784, 25342, 33509, 25504, 30053, 20142, 20841, 20937, 26753, 31975,
+  33391, 35538, 37327, 21237, 21570, 22899, 24300, 26053, 28670, 31018, 38317, 39530, 40599, 40654, 21147, 26310,
+  27511, 36706, 24180, 24976, 25088, 25754, 28451, 29001, 29833, 31178, 32244, 32879, 36646, 34030, 36899, 37706,
+  21015, 21155, 21693, 28872, 35010, 35498, 24265, 24565, 25467, 27566, 31806, 29557, 20196, 22265, 23527, 23994,
+  24604, 29618, 29801, 32666, 32838, 37428, 38646, 38728, 38936, 20363, 31150, 37300, 38584, 24801, 20102, 20698,
+  23534, 23615, 26009, 27138, 29134, 30274, 34044, 36988, 40845, 26248, 38446, 21129, 26491, 26611, 27969, 28316,
+  29705, 30041, 30827, 32016, 39006, 20845, 25134, 38520, 20523, 23833, 28138, 36650, 24459, 24900, 26647, 29575,
+  38534, 21033, 21519, 23653, 26131, 26446, 26792, 27877, 29702, 30178, 32633, 35023, 35041, 37324, 38626, 21311,
+  28346, 21533, 29136, 29848, 34298, 38563, 40023, 40607, 26519, 28107, 33256, 31435, 31520, 31890, 29376, 28825,
+  35672, 20160, 33590, 21050, 20999, 24230, 25299, 31958, 23429, 27934, 26292, 36667, 34892, 38477, 35211, 24275,
+  20800, 21952, 22618, 26228, 20958, 29482, 30410, 31036, 31070, 31077, 31119, 38742, 31934, 32701, 34322, 35576,
+  36920, 37117, 39151, 39164, 39208, 40372, 37086, 38583, 20398, 20711, 20813, 21193, 21220, 21329, 21917, 22022,
+  22120, 22592, 22696, 23652, 23662, 24724, 24936, 24974, 25074, 25935, 26082, 26257, 26757, 28023, 28186, 28450,
+  29038, 29227, 29730, 30865, 31038, 31049, 31048, 31056, 31062, 31069, 31117, 31118, 31296, 31361, 31680, 32244,
+  32265, 32321, 32626, 32773, 33261, 33401, 33401, 33879, 35088, 35222, 35585, 35641, 36051, 36104, 36790, 36920,
+  38627, 38911, 38971, 24693, 148206, 33304, 20006, 20917, 20840, 20352, 20805, 20864, 21191, 21242, 21917, 21845,
+  21913, 21986, 22618, 22707, 22852, 22868, 23138, 23336, 24274, 24281, 24425, 24493, 24792, 24910, 24840, 24974,
+  24928, 25074, 25140, 25540, 25628, 25682, 25942, 26228, 26391, 26395, 26454, 27513, 27578, 27969, 28379, 28363,
+  28450, 28702, 29038, 30631, 29237, 29359, 29482, 29809, 29958, 30011, 30237, 30239, 30410, 30427, 30452, 30538,
+  30528, 30924, 31409, 31680, 31867, 32091, 32244, 32574, 32773, 33618, 33775, 34681, 35137, 35206, 35222, 35519,
+  35576, 35531, 35585, 35582, 35565, 35641, 35722, 36104, 36664, 36978, 37273, 37494, 38524, 38627, 38742, 38875,
+  38911, 38923, 38971, 39698, 40860, 141386, 141380, 144341, 15261, 16408, 16441, 152137, 154832, 163539, 40771, 40846,
+  65013209, 67110386, 77596137, 79693289, 77658953, 79756105, 67110352, 69207504, 73401808, 73401809, 73401810,
+  73401811, 73401812, 73401813, 73401814, 73401816, 73401817, 73401818, 73401819, 73401820, 73401822, 73401824,
+  73401825, 73401827, 73401828, 73401830, 73401831, 73401832, 73401833, 73401834, 71304661, 75498961, 75498971,
+  75498980, 148967577, 148967579, 148967589, 151064881, 151064882, 153162567, 155259719, 159454393, 157357241,
+  161551545, 163648952, 163648953, 165794135, 165794136, 167891295, 169988447, 172085599, 174182751, 176279903,
+  165794233, 165794234, 167891387, 167891388, 169988539, 169988540, 20029, 20024, 20033, 131362, 20320, 20398, 20411,
+  20482, 20602, 20633, 20711, 20687, 13470, 132666, 20813, 20820, 20836, 20855, 132380, 13497, 20839, 20877, 132427,
+  20887, 20900, 20172, 20908, 20917, 168415, 20981, 20995, 13535, 21051, 21062, 21106, 21111, 13589, 21191, 21193,
+  21220, 21242, 21253, 21254, 21271, 21321, 21329, 21338, 21363, 21373, 21375, 21375, 21375, 133676, 28784, 21450,
+  21471, 133987, 21483, 21489, 21510, 21662, 21560, 21576, 21608, 21666, 21750, 21776, 21843, 21859, 21892, 21892,
+  21913, 21931, 21939, 21954, 22294, 22022, 22295, 22097, 22132, 20999, 22766, 22478, 22516, 22541, 22411, 22578,
+  22577, 22700, 136420, 22770, 22775, 22790, 22810, 22818, 22882, 136872, 136938, 23020, 23067, 23079, 23000, 23142,
+  14062, 14076, 23304, 23358, 23358, 137672, 23491, 23512, 23527, 23539, 138008, 23551, 23558, 24403, 23586, 14209,
+  23648, 23662, 23744, 23693, 138724, 23875, 138726, 23918, 23915, 23932, 24033, 24034, 14383, 24061, 24104, 24125,
+  24169, 14434, 139651, 14460, 24240, 24243, 24246, 24266, 172946, 24318, 140081, 140081, 33281, 24354, 24354, 14535,
+  144056, 156122, 24418, 24427, 14563, 24474, 24525, 24535, 24569, 24705, 14650, 14620, 24724, 141012, 24775, 24904,
+  24908, 24910, 24908, 24954, 24974, 25010, 24996, 25007, 25054, 25074, 25078, 25104, 25115, 25181, 25265, 25300,
+  25424, 142092, 25405, 25340, 25448, 25475, 25572, 142321, 25634, 25541, 25513, 14894, 25705, 25726, 25757, 25719,
+  14956, 25935, 25964, 143370, 26083, 26360, 26185, 15129, 26257, 15112, 15076, 20882, 20885, 26368, 26268, 32941,
+  17369, 26391, 26395, 26401, 26462, 26451, 144323, 15177, 26618, 26501, 26706, 26757, 144493, 26766, 26655, 26900,
+  15261, 26946, 27043, 27114, 27304, 145059, 27355, 15384, 27425, 145575, 27476, 15438, 27506, 27551, 27578, 27579,
+  146061, 138507, 146170, 27726, 146620, 27839, 27853, 27751, 27926, 27966, 28023, 27969, 28009, 28024, 28037, 146718,
+  27956, 28207, 28270, 15667, 28363, 28359, 147153, 28153, 28526, 147294, 147342, 28614, 28729, 28702, 28699, 15766,
+  28746, 28797, 28791, 28845, 132389, 28997, 148067, 29084, 148395, 29224, 29237, 29264, 149000, 29312, 29333, 149301,
+  149524, 29562, 29579, 16044, 29605, 16056, 16056, 29767, 29788, 29809, 29829, 29898, 16155, 29988, 150582, 30014,
+  150674, 30064, 139679, 30224, 151457, 151480, 151620, 16380, 16392, 30452, 151795, 151794, 151833, 151859, 30494,
+  30495, 30495, 30538, 16441, 30603, 16454, 16534, 152605, 30798, 30860, 30924, 16611, 153126, 31062, 153242, 153285,
+  31119, 31211, 16687, 31296, 31306, 31311, 153980, 154279, 154279, 31470, 16898, 154539, 31686, 31689, 16935, 154752,
+  31954, 17056, 31976, 31971, 32000, 155526, 32099, 17153, 32199, 32258, 32325, 17204, 156200, 156231, 17241, 156377,
+  32634, 156478, 32661, 32762, 32773, 156890, 156963, 32864, 157096, 32880, 144223, 17365, 32946, 33027, 17419, 33086,
+  23221, 157607, 157621, 144275, 144284, 33281, 33284, 36766, 17515, 33425, 33419, 33437, 21171, 33457, 33459, 33469,
+  33510, 158524, 33509, 33565, 33635, 33709, 33571, 33725, 33767, 33879, 33619, 33738, 33740, 33756, 158774, 159083,
+  158933, 17707, 34033, 34035, 34070, 160714, 34148, 159532, 17757, 17761, 159665, 159954, 17771, 34384, 34396, 34407,
+  34409, 34473, 34440, 34574, 34530, 34681, 34600, 34667, 34694, 17879, 34785, 34817, 17913, 34912, 34915, 161383,
+  35031, 35038, 17973, 35066, 13499, 161966, 162150, 18110, 18119, 35488, 35565, 35722, 35925, 162984, 36011, 36033,
+  36123, 36215, 163631, 133124, 36299, 36284, 36336, 133342, 36564, 36664, 165330, 165357, 37012, 37105, 37137, 165678,
+  37147, 37432, 37591, 37592, 37500, 37881, 37909, 166906, 38283, 18837, 38327, 167287, 18918, 38595, 23986, 38691,
+  168261, 168474, 19054, 19062, 38880, 168970, 19122, 169110, 38923, 38923, 38953, 169398, 39138, 19251, 39209, 39335,
+  39362, 39422, 19406, 170800, 39698, 40000, 40189, 19662, 19693, 40295, 172238, 19704, 172293, 172558, 172689, 40635,
+  19798, 40697, 40702, 40709, 40719, 40726, 40763, 173568};
+/* the second parts of decompositions */
+static const uint32_t ft__unicode_second_parts[] = {
+  768, 769, 770, 771, 772, 774, 775, 776, 777, 778, 779, 780, 783, 785, 787, 788, 795, 803, 804, 805, 806, 807, 808,
+  813, 814, 816, 817, 824, 834, 837, 1460, 1463, 1464, 1465, 1468, 1471, 1473, 1474, 1619, 1620, 1621, 2364, 2492,
+  2494, 2519, 2620, 2876, 2878, 2902, 2903, 3006, 3031, 3158, 3266, 3285, 3286, 3390, 3415, 3530, 3535, 3551, 3954,
+  3956, 3968, 4021, 4023, 4142, 6965, 12441, 12442, 69818, 69927, 70462, 70487, 70832, 70842, 70845, 71087, 119141,
+  119150, 119151, 119152, 119153, 119154};
+/* clang-format on */
+/* GENERATED by tools/unicode_tables.py: end */
+
+#define FT__CODE_POINTS 0x110000
+
+/* What is known of a code point, as bits. */
+enum {
+  FT__DELETED = 1,
+  FT__WHITESPACE = 2,
+  FT__CHINESE = 4,
+  FT__PUNCTUATION = 8,
+  FT__WORD = 16,       /* letters, digits, marks, connectors */
+  FT__MARK = 32,       /* has a combining class, or is dropped with the accents */
+  FT__UPPER = 64,      /* has a lower case */
+  FT__DECOMPOSED = 128 /* has a canonical decomposition */
+};
+
+#define FT__HANGUL_FIRST 0xAC00u /* syllables: 19 leading x 21 vowel x 28 trailing jamo, by arithmetic */
+#define FT__HANGUL_COUNT 11172u
+#define FT__DOTTED_I 0x130u /* the one character whose lower case is two: i and a dot above */
+
+/* The row {first, last, ...} of a table that holds code, or NULL. */
+static const uint32_t *ft__unicode_row(const uint32_t *table, size_t count, size_t width, uint32_t code) {
+  size_t low = 0, high = count / width;
+  while (low < high) {
+    size_t middle = (low + high) / 2;
+    if (table[middle * width] <= code)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  if (low == 0) return NULL;
+  table += (low - 1) * width;
+  return code <= table[1] ? table : NULL;
+}
+
+#define FT__TABLE(table) (table), sizeof(table) / sizeof *(table)
+
+static void ft__unicode_mark_rows(uint8_t *properties, const uint32_t *table, size_t count, size_t width, int bit) {
+  size_t i;
+  for (i = 0; i < count; i += width) {
+    uint32_t code;
+    for (code = table[i]; code <= table[i + 1]; ++code) properties[code] |= (uint8_t)bit;
+  }
+}
+
+/* properties [FT__CODE_POINTS]: all of the tables' ranges as bits, so that most characters cost one look. */
+static void ft__unicode_properties(uint8_t *properties) {
+  static const uint32_t hangul[] = {FT__HANGUL_FIRST, FT__HANGUL_FIRST + FT__HANGUL_COUNT - 1};
+  static const uint32_t dotted[] = {FT__DOTTED_I, FT__DOTTED_I};
+  size_t i;
+  memset(properties, 0, FT__CODE_POINTS);
+  ft__unicode_mark_rows(properties, FT__TABLE(ft__unicode_deleted), 2, FT__DELETED);
+  ft__unicode_mark_rows(properties, FT__TABLE(ft__unicode_whitespace), 2, FT__WHITESPACE);
+  ft__unicode_mark_rows(properties, FT__TABLE(ft__unicode_chinese), 2, FT__CHINESE);
+  ft__unicode_mark_rows(properties, FT__TABLE(ft__unicode_punctuation), 2, FT__PUNCTUATION);
+  ft__unicode_mark_rows(properties, FT__TABLE(ft__unicode_word), 2, FT__WORD);
+  ft__unicode_mark_rows(properties, FT__TABLE(ft__unicode_marks), 3, FT__MARK);
+  ft__unicode_mark_rows(properties, FT__TABLE(ft__unicode_decomposed), 3, FT__DECOMPOSED);
+  ft__unicode_mark_rows(properties, FT__TABLE(hangul), 2, FT__DECOMPOSED);
+  ft__unicode_mark_rows(properties, FT__TABLE(dotted), 2, FT__UPPER);
+  for (i = 0; i < sizeof ft__unicode_lower / sizeof *ft__unicode_lower; i += 4) {
+    uint32_t code;
+    for (code = ft__unicode_lower[i]; code <= ft__unicode_lower[i + 1]; code += ft__unicode_lower[i + 2])
+      properties[code] |= FT__UPPER;
+  }
+}
+
+/* parts = the full canonical decomposition of a code point with FT__DECOMPOSED; returns how many (at most 4). */
+static int ft__unicode_decompose(uint32_t code, uint32_t parts[4]) {
+  uint32_t tail[4];
+  int tails = 0, count = 0;
+  if (code - FT__HANGUL_FIRST < FT__HANGUL_COUNT) {
+    uint32_t index = code - FT__HANGUL_FIRST;
+    parts[0] = 0x1100 + index / 588;
+    parts[1] = 0x1161 + index % 588 / 28;
+    parts[2] = 0x11A7 + index % 28;
+    return index % 28 ? 3 : 2;
+  }
+  for (;;) { /* first parts decompose further, second parts do not */
+    const uint32_t *row = ft__unicode_row(FT__TABLE(ft__unicode_decomposed), 3, code);
+    uint32_t value;
+    if (!row || tails == 3) break;
+    value = ft__unicode_decompositions[row[2] + (code - row[0])];
+    if (value >> 21) tail[tails++] = ft__unicode_second_parts[(value >> 21) - 1];
+    code = value & 0x1FFFFF;
+  }
+  parts[count++] = code;
+  while (tails) parts[count++] = tail[--tails];
+  return count;
+}
+
+/* 2 * rank of the combining class (0: a starter) + 1 if strip_accents drops it. */
+static uint8_t ft__unicode_mark(uint32_t code) {
+  const uint32_t *row = ft__unicode_row(FT__TABLE(ft__unicode_marks), 3, code);
+  return row ? (uint8_t)row[2] : 0;
+}
+
+static uint32_t ft__unicode_lower_case(uint32_t code) {
+  const uint32_t *row = ft__unicode_row(FT__TABLE(ft__unicode_lower), 4, code);
+  return row && (code - row[0]) % row[2] == 0 ? code + row[3] : code;
+}
+
+/* =====================================================================================================================
+   >>vocabulary: pieces and ids
+
+   All pieces stand in one string, each with a zero byte. Two open-addressing hash tables, at most half full, find ids:
+   `words` by the whole piece, `continuations` by what follows "##". A slot of 16 bytes holds the id, half of the hash
+   and the first eight bytes, so that a look-up of a short piece reads one cache line.
+
+   The hash takes eight bytes a time; hash(word[at .. end)) for every end comes from the hash states at multiples of
+   eight, so the search for the longest prefix costs one step for each length tried. */
+
+enum {
+  FT__MOST_IDS = 1 << 24,   /* an id and a length share 32 bits */
+  FT__LONGEST_PIECE = 1024, /* bytes of a piece or an added token */
+  FT__LONGEST_WORD = 1000,  /* most that max_input_chars_per_word may be */
+  FT__LONGEST_PROBE = 4096  /* slots: more only for words chosen to collide */
+};
+#define FT__NO_PIECE 0xFFFFFFFFu
+
+typedef struct ft__piece_slot {
+  uint64_t head;          /* first eight bytes, zeros behind a shorter piece */
+  uint32_t hash;          /* upper half */
+  uint32_t id_and_length; /* id | min(length, 255) << 24; FT__NO_PIECE: empty (no id is as high) */
+} ft__piece_slot;
+
+typedef struct ft__piece_table {
+  ft__piece_slot *slots; /* [mask + 1] */
+  uint64_t mask;
+  uint8_t *filter; /* [mask + 1] times eight bits, one in sixteen of them set at most: most absent keys end here */
+  int64_t skip;    /* bytes of the stored piece before the key: the prefix's length in `continuations` */
+  int64_t longest; /* bytes of the longest key */
+} ft__piece_table;
+
+typedef struct ft__vocabulary {
+  char *text;        /* all pieces */
+  uint32_t *starts;  /* [size]: where piece id stands in text, or FT__NO_PIECE */
+  uint32_t *lengths; /* [size] */
+  int32_t size;      /* largest id + 1 */
+  int64_t count;     /* different pieces */
+  ft__piece_table words, continuations;
+} ft__vocabulary;
+
+static uint64_t ft__load_bytes(const char *bytes, size_t count) { /* up to eight, the first lowest */
+  uint64_t value = 0;
+  size_t i;
+  for (i = 0; i < count && i < 8; ++i) value |= (uint64_t)(unsigned char)bytes[i] << (8 * i);
+  return value;
+}
+
+static uint64_t ft__load_eight(const char *bytes) {
+  const unsigned char *b = (const unsigned char *)bytes;
+  return (uint64_t)b[0] | (uint64_t)b[1] << 8 | (uint64_t)b[2] << 16 | (uint64_t)b[3] << 24 | (uint64_t)b[4] << 32 |
+         (uint64_t)b[5] << 40 | (uint64_t)b[6] << 48 | (uint64_t)b[7] << 56;
+}
+
+static uint64_t ft__hash_block(uint64_t state, uint64_t eight) {
+  state = (state ^ eight) * 0x9E3779B97F4A7C15u;
+  return state ^ state >> 29;
+}
+
+/* state: after the full blocks; rest: the length % 8 bytes behind them. */
+static uint64_t ft__hash_finish(uint64_t state, uint64_t rest, size_t length) {
+  state = ft__hash_block(state, rest) + length;
+  state *= 0xBF58476D1CE4E5B9u;
+  return state ^ state >> 32;
+}
+
+static uint64_t ft__hash(const char *bytes, size_t length) {
+  uint64_t state = 0;
+  size_t i;
+  for (i = 0; i + 8 <= length; i += 8) state = ft__hash_block(state, ft__load_eight(bytes + i));
+  return ft__hash_finish(state, ft__load_bytes(bytes + i, length - i), length);
+}
+
+/* The slot of a key, or the empty slot where it belongs; NULL after too many steps. head: its first eight bytes. */
+static ft__piece_slot *ft__piece_slot_find(const ft__vocabulary *vocabulary, const ft__piece_table *table,
+                                           const char *key, size_t length, uint64_t head, uint64_t hash) {
+  uint64_t at = hash & table->mask;
+  uint32_t short_length = length < 255 ? (uint32_t)length : 255;
+  int steps;
+  for (steps = 0; steps < FT__LONGEST_PROBE; ++steps, at = (at + 1) & table->mask) {
+    ft__piece_slot *slot = &table->slots[at];
+    uint32_t id = slot->id_and_length & (FT__MOST_IDS - 1);
+    if (slot->id_and_length == FT__NO_PIECE) return slot;
+    if (slot->hash != (uint32_t)(hash >> 32) || slot->head != head || slot->id_and_length >> 24 != short_length)
+      continue;
+    if (length <= 8) return slot;
+    if (vocabulary->lengths[id] == length + (size_t)table->skip &&
+        memcmp(vocabulary->text + vocabulary->starts[id] + table->skip + 8, key + 8, length - 8) == 0)
+      return slot;
+  }
+  return NULL;
+}
+
+/* The filter's byte of a hash, and in *bit the bit. */
+static uint8_t *ft__filter_byte(const ft__piece_table *table, uint64_t hash, uint8_t *bit) {
+  *bit = (uint8_t)(1 << (hash >> 61));
+  return &table->filter[hash >> 32 & table->mask];
+}
+
+static int32_t ft__slot_id(const ft__piece_slot *slot) {
+  return slot && slot->id_and_length != FT__NO_PIECE ? (int32_t)(slot->id_and_length & (FT__MOST_IDS - 1)) : -1;
+}
+
+/* The id of a piece written in full ("##ing"), or -1. */
+static int32_t ft__vocabulary_find(const ft__vocabulary *vocabulary, const char *piece, size_t length) {
+  return ft__slot_id(ft__piece_slot_find(vocabulary, &vocabulary->words, piece, length, ft__load_bytes(piece, length),
+                                         ft__hash(piece, length)));
+}
+
+/* =====================================================================================================================
+   >>normalising: lists of characters */
+
+typedef struct ft__character {
+  uint32_t code;
+  int32_t begin, end; /* bytes of the original text */
+  uint8_t mark;       /* see ft__unicode_mark; only between decomposing and stripping */
+  bool is_first;      /* the first part of a decomposition */
+} ft__character;
+
+enum { FT__ROOM = 192 };
+
+typedef struct ft__characters {
+  ft_context *context;
+  ft__character *at; /* room, or allocated when that is full */
+  int64_t count, capacity;
+  bool failed; /* memory was short */
+  ft__character room[FT__ROOM];
+} ft__characters;
+
+static void ft__characters_start(ft__characters *list, ft_context *context) {
+  list->context = context;
+  list->at = list->room;
+  list->count = 0;
+  list->capacity = FT__ROOM;
+  list->failed = false;
+}
+
+static void ft__characters_free(ft__characters *list) {
+  if (list->at != list->room) ft__release(list->context, list->at);
+}
+
+static void ft__characters_double(ft__characters *list) {
+  ft__character *grown =
+      (ft__character *)ft__allocate(list->context, ft__size_product((size_t)list->capacity * 2, sizeof *grown));
+  if (!grown) {
+    list->failed = true;
+    list->count = 0;
+    return;
+  }
+  memcpy(grown, list->at, (size_t)list->count * sizeof *grown);
+  ft__characters_free(list);
+  list->at = grown;
+  list->capacity *= 2;
+}
+
+static void ft__characters_add(ft__characters *list, uint32_t code, int32_t begin, int32_t end) {
+  ft__character *added;
+  if (list->count == list->capacity) ft__characters_double(list);
+  added = &list->at[list->count++];
+  added->code = code;
+  added->begin = begin;
+  added->end = end;
+  added->mark = 0;
+  added->is_first = true;
+}
+
+typedef struct ft__normalizer {
+  bool clean_text, chinese, strip_accents, lowercase;
+  const uint8_t *properties; /* [FT__CODE_POINTS] */
+} ft__normalizer;
+
+/* UTF-8 to characters; control characters dropped, all white space made spaces. */
+static void ft__read_characters(const ft__normalizer *normalizer, const char *text, int64_t begin, int64_t end,
+                                ft__characters *to) {
+  to->count = 0;
+  while (begin < end) {
+    uint32_t code;
+    int bytes = ft__utf8_decode(text + begin, (size_t)(end - begin), &code);
+    uint8_t property = normalizer->properties[code];
+    if (normalizer->clean_text && property & FT__WHITESPACE && !(property & FT__DELETED)) code = ' ';
+    if (!(normalizer->clean_text && property & FT__DELETED))
+      ft__characters_add(to, code, (int32_t)begin, (int32_t)(begin + bytes));
+    begin += bytes;
+  }
+}
+
+/* A space on either side of a Chinese character; both stand for the bytes of the character. */
+static void ft__space_chinese(const ft__normalizer *normalizer, const ft__characters *from, ft__characters *to) {
+  int64_t i;
+  to->count = 0;
+  for (i = 0; i < from->count; ++i) {
+    const ft__character *c = &from->at[i];
+    bool spaced = (normalizer->properties[c->code] & FT__CHINESE) != 0;
+    if (spaced) ft__characters_add(to, ' ', c->begin, c->end);
+    ft__characters_add(to, c->code, c->begin, c->end);
+    if (spaced) ft__characters_add(to, ' ', c->begin, c->end);
+  }
+}
+
+/* Sorts marks [start, count) of a list by combining class, keeping the order within a class: canonical ordering. Long
+   runs are copied class by class behind the list and back, so that no text costs quadratic time. */
+static void ft__order_marks(ft__characters *list, int64_t start) {
+  int64_t end = list->count, i, j;
+  int rank;
+  if (end - start <= 16) {
+    for (i = start + 1; i < end; ++i) {
+      ft__character moved = list->at[i];
+      for (j = i; j > start && list->at[j - 1].mark >> 1 > moved.mark >> 1; --j) list->at[j] = list->at[j - 1];
+      list->at[j] = moved;
+    }
+    return;
+  }
+  for (rank = 0; rank < 128; ++rank)
+    for (i = start; i < end && !list->failed; ++i)
+      if (list->at[i].mark >> 1 == rank) {
+        ft__character moved = list->at[i];
+        ft__characters_add(list, moved.code, 0, 0);
+        list->at[list->count - 1].mark = moved.mark;
+        list->at[list->count - 1].is_first = moved.is_first;
+      }
+  if (list->failed) return;
+  memmove(list->at + start, list->at + end, (size_t)(end - start) * sizeof *list->at);
+  list->count = end;
+}
+
+/* NFD. After marks have changed places, the k-th first part in the new order takes the bytes of the k-th character that
+   was read, and other parts those of the first part before them: as the reference keeps its books. */
+static void ft__decompose(const ft__normalizer *normalizer, const ft__characters *from, ft__characters *to) {
+  int64_t marks = 0, source = 0, i;
+  to->count = 0;
+  for (i = 0; i < from->count; ++i) {
+    const ft__character *c = &from->at[i];
+    uint32_t parts[4];
+    int count = 1, k;
+    parts[0] = c->code;
+    if (normalizer->properties[c->code] & FT__DECOMPOSED) count = ft__unicode_decompose(c->code, parts);
+    for (k = 0; k < count; ++k) {
+      uint8_t mark = normalizer->properties[parts[k]] & FT__MARK ? ft__unicode_mark(parts[k]) : 0;
+      if (mark >> 1 == 0) {
+        if (to->count - marks > 1) ft__order_marks(to, marks);
+        marks = to->count + 1;
+      }
+      ft__characters_add(to, parts[k], 0, 0);
+      to->at[to->count - 1].mark = mark;
+      to->at[to->count - 1].is_first = k == 0;
+    }
+  }
+  if (to->count - marks > 1) ft__order_marks(to, marks);
+  if (to->failed) return;
+  for (i = 0; i < to->count; ++i) {
+    if (to->at[i].is_first && i > 0 && source + 1 < from->count) ++source;
+    to->at[i].begin = from->at[source].begin;
+    to->at[i].end = from->at[source].end;
+  }
+}
+
+static void ft__strip_accents(ft__characters *list) {
+  int64_t i, kept = 0;
+  for (i = 0; i < list->count; ++i)
+    if (!(list->at[i].mark & 1)) list->at[kept++] = list->at[i];
+  list->count = kept;
+}
+
+static void ft__make_lower_case(const ft__normalizer *normalizer, const ft__characters *from, ft__characters *to) {
+  int64_t i;
+  to->count = 0;
+  for (i = 0; i < from->count; ++i) {
+    const ft__character *c = &from->at[i];
+    uint32_t code = c->code;
+    if (code == FT__DOTTED_I) {
+      ft__characters_add(to, 'i', c->begin, c->end);
+      code = 0x307;
+    } else if (normalizer->properties[code] & FT__UPPER) {
+      code = ft__unicode_lower_case(code);
+    }
+    ft__characters_add(to, code, c->begin, c->end);
+  }
+}
+
+/* Normalises text [begin, end); two lists take turns, and the one that holds the result is returned. */
+static ft__characters *ft__normalize(const ft__normalizer *normalizer, const char *text, int64_t begin, int64_t end,
+                                     ft__characters *list, ft__characters *other) {
+  ft__characters *swapped;
+#define FT__SWAP_LISTS() (swapped = list, list = other, other = swapped)
+  ft__read_characters(normalizer, text, begin, end, list);
+  if (normalizer->chinese) ft__space_chinese(normalizer, list, other), FT__SWAP_LISTS();
+  if (normalizer->strip_accents) {
+    ft__decompose(normalizer, list, other), FT__SWAP_LISTS();
+    ft__strip_accents(list);
+  }
+  if (normalizer->lowercase) ft__make_lower_case(normalizer, list, other), FT__SWAP_LISTS();
+#undef FT__SWAP_LISTS
+  return list;
+}
+
+/* =====================================================================================================================
+   >>tokenizer objects: what a loaded tokenizer holds */
+
+typedef struct ft__added_token { /* found in the text before anything else looks at it */
+  char *content;
+  size_t length;
+  char *pattern; /* what is searched for: the content, normalised if `normalized` */
+  size_t pattern_length;
+  int32_t id;
+  bool single_word;    /* no word character may touch it */
+  bool lstrip, rstrip; /* takes the white space on that side with it */
+  bool normalized;     /* searched for in the normalised text, else in the text as it is */
+  bool special;
+} ft__added_token;
+
+typedef struct ft__matcher {      /* finds the longest of some patterns at a place */
+  const ft__added_token **sorted; /* [count], by pattern */
+  int64_t count;
+  bool starts[256]; /* first bytes of patterns */
+} ft__matcher;
+
+/* What stands around the tokens of a text: special_ids[0 .. first), text, [first .. second), pair, [second .. count).
+ */
+typedef struct ft__template {
+  int32_t *ids, *types; /* [count] */
+  int64_t count, first, second;
+  int32_t text_type, pair_type;
+} ft__template;
+
+typedef enum ft__tokenizer_kind { FT__WORDPIECE } ft__tokenizer_kind;
+
+enum { FT__KEPT_FILES = 4 };
+static const char *const ft__kept_names[FT__KEPT_FILES] = {"tokenizer.json", "vocab.txt", "tokenizer_config.json",
+                                                           "special_tokens_map.json"};
+
+struct ft_tokenizer {
+  ft_context *owner;
+  ft__tokenizer_kind kind;
+  bool plain; /* use the plain way only */
+  ft__vocabulary vocabulary;
+  uint8_t *properties; /* [FT__CODE_POINTS] */
+  ft__normalizer normalizer;
+  char *prefix; /* of continuing pieces: "##" */
+  size_t prefix_length;
+  int32_t unknown_id;
+  int64_t longest_word; /* characters; a longer word is unknown */
+  ft__added_token *added;
+  int64_t added_count, added_capacity;
+  int64_t largest_added; /* id, or -1 */
+  ft__matcher raw, normalized;
+  ft__template single, pair;
+  int size; /* largest id of all + 1 */
+  int max_length;
+  uint8_t fold[256];  /* an ASCII byte that can only be part of a word, in lower case where wanted; else 0 */
+  uint8_t ascii[256]; /* FT__WHITESPACE, FT__PUNCTUATION, 0 for the rest */
+  int32_t punctuation_ids[128];
+  struct {
+    char *bytes; /* NULL: there was no such file */
+    size_t size;
+  } kept[FT__KEPT_FILES]; /* the files, for ft_tokenizer_save */
+};
+
+/* =====================================================================================================================
+   >>wordpiece: words to pieces */
+
+typedef struct ft__encoder { /* one call of ft_tokenizer_encode */
+  ft_context *context;
+  const ft_tokenizer *tokenizer;
+  ft_encoding *encoding;
+  const char *text;
+  bool offsets, failed;
+} ft__encoder;
+
+static bool ft__encoding_reserve(ft_context *context, ft_encoding *encoding, int64_t needed, bool offsets) {
+  int64_t wanted = encoding->capacity, capacity;
+  bool missing = offsets && (!encoding->begin || !encoding->end);
+  if (!encoding->owner) encoding->owner = context;
+  if (needed <= wanted && wanted > 0 && !missing) return true;
+  if (needed > wanted) wanted += wanted / 2;
+  if (wanted < needed) wanted = needed;
+  if (wanted < 64) wanted = 64;
+  offsets = offsets || encoding->begin;
+  capacity = encoding->capacity;
+  if (!ft__grow(encoding->owner, &encoding->ids, &capacity, wanted, sizeof(int32_t))) goto failed;
+  capacity = encoding->capacity;
+  if (!ft__grow(encoding->owner, &encoding->token_types, &capacity, wanted, sizeof(int32_t))) goto failed;
+  capacity = encoding->begin ? encoding->capacity : 0;
+  if (offsets && !ft__grow(encoding->owner, &encoding->begin, &capacity, wanted, sizeof(int32_t))) goto failed;
+  capacity = encoding->end ? encoding->capacity : 0;
+  if (offsets && !ft__grow(encoding->owner, &encoding->end, &capacity, wanted, sizeof(int32_t))) goto failed;
+  encoding->capacity = wanted;
+  return true;
+failed:
+  ft__error(context, FT_ERROR_MEMORY, "out of memory: %lld tokens", (long long)wanted);
+  return false;
+}
+
+static void ft__emit(ft__encoder *encoder, int32_t id, int64_t begin, int64_t end) {
+  ft_encoding *encoding = encoder->encoding;
+  int64_t at = encoding->count;
+  if (at == encoding->capacity && !ft__encoding_reserve(encoder->context, encoding, at + 1, encoder->offsets)) {
+    encoder->failed = true;
+    return;
+  }
+  encoding->ids[at] = id;
+  if (encoder->offsets) {
+    encoding->begin[at] = (int32_t)begin;
+    encoding->end[at] = (int32_t)end;
+  }
+  encoding->count = at + 1;
+}
+
+/* "##" (if continues) and the characters as UTF-8 to out [FT__LONGEST_PIECE]; the length, or 0 if there is no room. */
+static size_t ft__piece_write(const ft_tokenizer *tokenizer, const ft__character *at, int64_t count, bool continues,
+                              char *out) {
+  size_t length = continues ? tokenizer->prefix_length : 0;
+  int64_t i;
+  memcpy(out, tokenizer->prefix, length);
+  for (i = 0; i < count; ++i) {
+    if (length + 4 > FT__LONGEST_PIECE + 4) return 0;
+    length += (size_t)ft__utf8_encode(at[i].code, out + length);
+  }
+  return length <= FT__LONGEST_PIECE ? length : 0;
+}
+
+/* WordPiece as the banner defines it: the plain twin of ft__word_pieces. */
+static void ft__word_pieces_plain(ft__encoder *encoder, const ft__character *word, int64_t count) {
+  const ft_tokenizer *tokenizer = encoder->tokenizer;
+  int64_t before = encoder->encoding->count, start, stop = 0;
+  for (start = 0; start < count; start = stop) {
+    char piece[FT__LONGEST_PIECE + 4];
+    int32_t id = -1;
+    for (stop = count; stop > start; --stop) {
+      size_t length = ft__piece_write(tokenizer, word + start, stop - start, start > 0, piece);
+      id = length ? ft__vocabulary_find(&tokenizer->vocabulary, piece, length) : -1;
+      if (id >= 0) break;
+    }
+    if (id < 0) {
+      encoder->encoding->count = before;
+      ft__emit(encoder, tokenizer->unknown_id, word[0].begin, word[count - 1].end);
+      return;
+    }
+    ft__emit(encoder, id, word[start].begin, word[stop - 1].end);
+  }
+}
+
+/* The longest prefix of bytes [0, length) in a table: its id, or -1, and its length. Eight bytes behind may be read. */
+static int32_t ft__longest_piece(const ft__vocabulary *vocabulary, const ft__piece_table *table, const char *bytes,
+                                 size_t length, size_t *found) {
+  uint64_t states[FT__LONGEST_PIECE / 8 + 1], first = ft__load_eight(bytes);
+  size_t blocks, i;
+  if (length > (size_t)table->longest) length = (size_t)table->longest;
+  blocks = length / 8;
+  states[0] = 0;
+  for (i = 0; i < blocks; ++i) states[i + 1] = ft__hash_block(states[i], ft__load_eight(bytes + 8 * i));
+  for (; length > 0; --length) {
+    size_t full = length / 8, rest = length % 8;
+    uint64_t mask = ((uint64_t)1 << (8 * rest)) - 1, tail = ft__load_eight(bytes + 8 * full) & mask;
+    uint64_t hash = ft__hash_finish(states[full], tail, length);
+    uint8_t bit;
+    int32_t id;
+    if (!(*ft__filter_byte(table, hash, &bit) & bit)) continue;
+    id = ft__slot_id(ft__piece_slot_find(vocabulary, table, bytes, length, full ? first : tail, hash));
+    *found = length;
+    if (id >= 0) return id;
+  }
+  return -1;
+}
+
+/* WordPiece over UTF-8 bytes [0, length), with eight more that may be read. Tokens' offsets are base + byte. */
+static void ft__word_pieces(ft__encoder *encoder, const char *bytes, size_t length, int64_t base) {
+  const ft_tokenizer *tokenizer = encoder->tokenizer;
+  const ft__vocabulary *vocabulary = &tokenizer->vocabulary;
+  const ft__piece_table *table = &vocabulary->words;
+  int64_t before = encoder->encoding->count;
+  size_t start, found;
+  for (start = 0; start < length; start += found, table = &vocabulary->continuations) {
+    int32_t id = ft__longest_piece(vocabulary, table, bytes + start, length - start, &found);
+    if (id < 0) {
+      encoder->encoding->count = before;
+      ft__emit(encoder, tokenizer->unknown_id, base, base + (int64_t)length);
+      return;
+    }
+    ft__emit(encoder, id, base + (int64_t)start, base + (int64_t)(start + found));
+  }
+}
+
+/* The same for a word of characters: as bytes, whose offsets are then turned into those of the characters. */
+static void ft__word_pieces_of_characters(ft__encoder *encoder, const ft__character *word, int64_t count) {
+  char bytes[FT__LONGEST_WORD * 4 + 8];
+  ft_encoding *encoding = encoder->encoding;
+  int64_t token = encoding->count, i = 0;
+  size_t length = 0, at = 0;
+  for (i = 0; i < count; ++i) length += (size_t)ft__utf8_encode(word[i].code, bytes + length);
+  memset(bytes + length, 0, 8);
+  ft__word_pieces(encoder, bytes, length, 0);
+  if (!encoder->offsets || encoder->failed) return;
+  for (i = 0; token < encoding->count; ++token) {
+    encoding->begin[token] = word[i].begin;
+    while (at < (size_t)encoding->end[token]) {
+      char scratch[4];
+      at += (size_t)ft__utf8_encode(word[i++].code, scratch);
+    }
+    encoding->end[token] = word[i - 1].end;
+  }
+}
+
+static void ft__word(ft__encoder *encoder, const ft__character *word, int64_t count) {
+  if (count == 0) return;
+  if (count > encoder->tokenizer->longest_word)
+    ft__emit(encoder, encoder->tokenizer->unknown_id, word[0].begin, word[count - 1].end);
+  else if (encoder->tokenizer->plain)
+    ft__word_pieces_plain(encoder, word, count);
+  else
+    ft__word_pieces_of_characters(encoder, word, count);
+}
+
+/* Words end at white space; a punctuation mark is one of its own (BertPreTokenizer). */
+static void ft__words(ft__encoder *encoder, const ft__character *at, int64_t count) {
+  const uint8_t *properties = encoder->tokenizer->properties;
+  int64_t start = 0, i;
+  for (i = 0; i < count; ++i) {
+    int property = properties[at[i].code] & (FT__WHITESPACE | FT__PUNCTUATION);
+    if (!property) continue;
+    ft__word(encoder, at + start, i - start);
+    if (property & FT__PUNCTUATION) ft__word(encoder, at + i, 1);
+    start = i + 1;
+  }
+  ft__word(encoder, at + start, count - start);
+}
+
+/* =====================================================================================================================
+   >>added tokens: leftmost, and longest of those that start there */
+
+static int ft__pattern_compare(const void *a, const void *b) {
+  const ft__added_token *x = *(const ft__added_token *const *)a, *y = *(const ft__added_token *const *)b;
+  size_t common = x->pattern_length < y->pattern_length ? x->pattern_length : y->pattern_length;
+  int order = memcmp(x->pattern, y->pattern, common);
+  if (order) return order;
+  if (x->pattern_length != y->pattern_length) return x->pattern_length < y->pattern_length ? -1 : 1;
+  if (x->special != y->special) return x->special ? -1 : 1; /* equal patterns: the first of these is found */
+  return x < y ? -1 : x > y;
+}
+
+static bool ft__matcher_build(ft_tokenizer *tokenizer, ft__matcher *matcher, bool normalized) {
+  int64_t i;
+  size_t room = (size_t)tokenizer->added_count * sizeof *matcher->sorted;
+  matcher->sorted = (const ft__added_token **)ft__allocate(tokenizer->owner, room);
+  if (!matcher->sorted) return false;
+  for (i = 0; i < tokenizer->added_count; ++i) {
+    const ft__added_token *token = &tokenizer->added[i];
+    if (token->normalized != normalized || token->pattern_length == 0) continue;
+    matcher->sorted[matcher->count++] = token;
+    matcher->starts[(unsigned char)token->pattern[0]] = true;
+  }
+  if (matcher->count) qsort(matcher->sorted, (size_t)matcher->count, sizeof *matcher->sorted, ft__pattern_compare);
+  return true;
+}
+
+/* The longest pattern that starts at text [0, length), or NULL. Patterns [low, high) agree with the text so far. */
+static const ft__added_token *ft__matcher_at(const ft__matcher *matcher, const char *text, size_t length) {
+  const ft__added_token *best = NULL;
+  int64_t low = 0, high = matcher->count;
+  size_t depth;
+  for (depth = 0; low < high; ++depth) {
+    int side;
+    int64_t bounds[2];
+    if (matcher->sorted[low]->pattern_length == depth) best = matcher->sorted[low];
+    while (low < high && matcher->sorted[low]->pattern_length == depth) ++low;
+    if (depth == length) break;
+    for (side = 0; side < 2; ++side) { /* where the byte starts, and where it ends, in the sorted column `depth` */
+      int wanted = (unsigned char)text[depth] + side;
+      int64_t from = low, to = high;
+      while (from < to) {
+        int64_t middle = (from + to) / 2;
+        if ((unsigned char)matcher->sorted[middle]->pattern[depth] < wanted)
+          from = middle + 1;
+        else
+          to = middle;
+      }
+      bounds[side] = from;
+    }
+    low = bounds[0];
+    high = bounds[1];
+  }
+  return best;
+}
+
+/* Goes through a text from match to match. */
+typedef struct ft__splitter {
+  const ft__matcher *matcher;
+  const uint8_t *properties;
+  const char *text;
+  int64_t length;
+  int64_t searched;               /* no further match begins before */
+  int64_t done;                   /* end of the last match, white space included */
+  int64_t space_begin, space_end; /* a stretch known to be white space: none is walked twice */
+} ft__splitter;
+
+static int ft__property_before(const ft__splitter *splitter, int64_t at, int64_t *begin) {
+  int bytes;
+  uint32_t code;
+  for (bytes = 1; bytes < 4 && bytes < at; ++bytes)
+    if (((unsigned char)splitter->text[at - bytes] & 0xC0) != 0x80) break;
+  if (ft__utf8_decode(splitter->text + at - bytes, (size_t)bytes, &code) != bytes) code = 0xFFFD, bytes = 1;
+  *begin = at - bytes;
+  return splitter->properties[code];
+}
+
+static int ft__property_after(const ft__splitter *splitter, int64_t at, int64_t *end) {
+  uint32_t code;
+  *end = at + ft__utf8_decode(splitter->text + at, (size_t)(splitter->length - at), &code);
+  return splitter->properties[code];
+}
+
+static int64_t ft__skip_space(ft__splitter *splitter, int64_t at) {
+  int64_t end;
+  if (at >= splitter->space_begin && at <= splitter->space_end) return splitter->space_end;
+  splitter->space_begin = at;
+  while (at < splitter->length && ft__property_after(splitter, at, &end) & FT__WHITESPACE) at = end;
+  splitter->space_end = at;
+  return at;
+}
+
+/* The next match [begin, end), white space that it takes along included; NULL at the end of the text. */
+static const ft__added_token *ft__splitter_next(ft__splitter *splitter, int64_t *begin, int64_t *end) {
+  while (splitter->searched < splitter->length) {
+    int64_t at = splitter->searched, unused, before;
+    const ft__added_token *token = NULL;
+    if (splitter->matcher->starts[(unsigned char)splitter->text[at]])
+      token = ft__matcher_at(splitter->matcher, splitter->text + at, (size_t)(splitter->length - at));
+    splitter->searched = token ? at + (int64_t)token->pattern_length : at + 1;
+    if (!token) continue;
+    *begin = at;
+    *end = splitter->searched;
+    if (token->single_word && ((at > 0 && ft__property_before(splitter, at, &unused) & FT__WORD) ||
+                               (*end < splitter->length && ft__property_after(splitter, *end, &unused) & FT__WORD)))
+      continue;
+    if (token->lstrip) {
+      while (*begin > splitter->done && ft__property_before(splitter, *begin, &before) & FT__WHITESPACE)
+        *begin = before;
+      if (*begin < splitter->done) *begin = splitter->done;
+    }
+    if (token->rstrip) *end = ft__skip_space(splitter, *end);
+    return token;
+  }
+  return NULL;
+}
+
+static void ft__splitter_start(ft__splitter *splitter, const ft_tokenizer *tokenizer, const ft__matcher *matcher,
+                               const char *text, int64_t length) {
+  splitter->matcher = matcher;
+  splitter->properties = tokenizer->properties;
+  splitter->text = text;
+  splitter->length = length;
+  splitter->searched = splitter->done = 0;
+  splitter->space_begin = 0, splitter->space_end = -1;
+}
+
+/* Characters, between added tokens that are searched for in normalised text. */
+static void ft__split_normalized(ft__encoder *encoder, const ft__character *at, int64_t count) {
+  ft_context *context = encoder->context;
+  ft__splitter splitter;
+  const ft__added_token *token;
+  int64_t begin, end, length = 0, i;
+  char *text = (char *)ft__allocate(context, (size_t)count * 4);
+  int32_t *index = (int32_t *)ft__allocate(context, ((size_t)count * 4 + 1) * sizeof *index); /* byte to character */
+  for (i = 0; i < count && text && index; ++i) {
+    int bytes = ft__utf8_encode(at[i].code, text + length);
+    while (bytes-- > 0) index[length++] = (int32_t)i;
+  }
+  if (text && index) {
+    index[length] = (int32_t)count;
+    ft__splitter_start(&splitter, encoder->tokenizer, &encoder->tokenizer->normalized, text, length);
+    while ((token = ft__splitter_next(&splitter, &begin, &end)) != NULL) {
+      int64_t from = index[splitter.done], to = index[begin];
+      if (from < to) ft__words(encoder, at + from, to - from);
+      ft__emit(encoder, token->id, at[to].begin, at[index[end] - 1].end);
+      splitter.done = end;
+    }
+    ft__words(encoder, at + index[splitter.done], count - index[splitter.done]);
+  } else {
+    encoder->failed = true;
+  }
+  ft__release(context, index);
+  ft__release(context, text);
+}
+
+/* =====================================================================================================================
+   >>encoding texts */
+
+/* The plain way for bytes [begin, end) of the text. */
+static void ft__encode_plain(ft__encoder *encoder, int64_t begin, int64_t end) {
+  ft__characters first, second, *result;
+  ft__characters_start(&first, encoder->context);
+  ft__characters_start(&second, encoder->context);
+  result = ft__normalize(&encoder->tokenizer->normalizer, encoder->text, begin, end, &first, &second);
+  if (first.failed || second.failed)
+    encoder->failed = true;
+  else if (encoder->tokenizer->normalized.count)
+    ft__split_normalized(encoder, result->at, result->count);
+  else
+    ft__words(encoder, result->at, result->count);
+  ft__characters_free(&first);
+  ft__characters_free(&second);
+}
+
+/* The end of a stretch that can be normalised by itself: the next place before a character that ends words. Such
+   characters are starters, so no mark changes places across it. */
+static int64_t ft__stretch_end(const ft_tokenizer *tokenizer, const char *text, int64_t begin, int64_t end) {
+  int separators = FT__WHITESPACE | FT__PUNCTUATION | (tokenizer->normalizer.chinese ? FT__CHINESE : 0);
+  int64_t at = begin;
+  while (at < end) {
+    uint32_t code;
+    int bytes = ft__utf8_decode(text + at, (size_t)(end - at), &code);
+    uint8_t property = tokenizer->properties[code];
+    bool deleted = tokenizer->normalizer.clean_text && property & FT__DELETED;
+    if (at > begin && property & separators && !deleted) break;
+    at += bytes;
+  }
+  return at;
+}
+
+enum { FT__SHORT_WORD = 64 };
+
+/* The fast way: words of plain ASCII without further ado, stretches around anything else by the plain one. */
+static void ft__encode_fast(ft__encoder *encoder, int64_t begin, int64_t end) {
+  const ft_tokenizer *tokenizer = encoder->tokenizer;
+  const uint8_t *fold = tokenizer->fold, *text = (const uint8_t *)encoder->text;
+  int64_t at = begin;
+  while (at < end && !encoder->failed) {
+    char word[FT__SHORT_WORD + 8];
+    int64_t start = at, length = 0;
+    if (tokenizer->ascii[text[at]] == FT__WHITESPACE) {
+      ++at;
+      continue;
+    }
+    if (tokenizer->ascii[text[at]] == FT__PUNCTUATION) {
+      ft__emit(encoder, tokenizer->punctuation_ids[text[at]], at, at + 1);
+      ++at;
+      continue;
+    }
+    while (at < end && length < FT__SHORT_WORD && fold[text[at]]) word[length++] = (char)fold[text[at++]];
+    if (at < end && (length == FT__SHORT_WORD || !tokenizer->ascii[text[at]])) {
+      at = ft__stretch_end(tokenizer, encoder->text, start, end);
+      ft__encode_plain(encoder, start, at);
+    } else if (length > tokenizer->longest_word) {
+      ft__emit(encoder, tokenizer->unknown_id, start, at);
+    } else {
+      memset(word + length, 0, 8);
+      ft__word_pieces(encoder, word, (size_t)length, start);
+    }
+  }
+}
+
+static void ft__encode_between(ft__encoder *encoder, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  if (encoder->tokenizer->plain || encoder->tokenizer->normalized.count)
+    ft__encode_plain(encoder, begin, end);
+  else
+    ft__encode_fast(encoder, begin, end);
+}
+
+/* Appends the tokens of a whole text, without any around it. */
+static bool ft__encode_text(ft__encoder *encoder, const char *text, size_t length) {
+  ft__splitter splitter;
+  const ft__added_token *token;
+  int64_t begin, end;
+  encoder->text = text;
+  ft__splitter_start(&splitter, encoder->tokenizer, &encoder->tokenizer->raw, text, (int64_t)length);
+  while ((token = ft__splitter_next(&splitter, &begin, &end)) != NULL) {
+    ft__encode_between(encoder, splitter.done, begin);
+    ft__emit(encoder, token->id, begin, end);
+    splitter.done = end;
+  }
+  ft__encode_between(encoder, splitter.done, (int64_t)length);
+  return !encoder->failed;
+}
+
+/* lengths [2] of text and pair, cut to `room` tokens in all. longest_first: the longer gives way until both are equal.
+ */
+static ft_status ft__truncate(ft_context *context, int64_t lengths[2], bool has_pair, int64_t room,
+                              ft_truncation truncation) {
+  int64_t excess = lengths[0] + lengths[1] - room;
+  if (excess <= 0) return FT_OK;
+  if (room == 0) {
+    lengths[0] = lengths[1] = 0;
+  } else if (truncation == FT_TRUNCATE_LONGEST_FIRST) {
+    int shorter = lengths[0] <= lengths[1] ? 0 : 1;
+    if (!has_pair) {
+      lengths[0] = room;
+    } else if (lengths[shorter] <= room - lengths[shorter]) {
+      lengths[1 - shorter] = room - lengths[shorter];
+    } else {
+      lengths[shorter] = room / 2;
+      lengths[1 - shorter] = room - room / 2;
+    }
+  } else {
+    int which = truncation == FT_TRUNCATE_ONLY_FIRST ? 0 : 1;
+    if (which == 1 && !has_pair)
+      return ft__error(context, FT_ERROR_ARGUMENT, "truncation: second text not provided, and only it may be cut");
+    if (lengths[which] <= excess)
+      return ft__error(context, FT_ERROR_ARGUMENT,
+                       "truncation: the %s text has %lld tokens, too few to cut %lld and respect max_length",
+                       which ? "second" : "first", (long long)lengths[which], (long long)excess);
+    lengths[which] -= excess;
+  }
+  return FT_OK;
+}
+
+/* Fills places [at, at + count) with special tokens. */
+static void ft__place_special(const ft__encoder *encoder, const ft__template *frame, int64_t from, int64_t count,
+                              int64_t at) {
+  ft_encoding *encoding = encoder->encoding;
+  int64_t i;
+  for (i = 0; i < count; ++i) {
+    encoding->ids[at + i] = frame->ids[from + i];
+    encoding->token_types[at + i] = frame->types[from + i];
+    if (encoder->offsets) encoding->begin[at + i] = encoding->end[at + i] = 0;
+  }
+}
+
+/* Puts text and pair, whose tokens stand with gaps for special ones before each, into their final places. */
+static void ft__place_texts(const ft__encoder *encoder, const ft__template *frame, const int64_t counts[3],
+                            const int64_t lengths[2], int64_t pair_from) {
+  ft_encoding *encoding = encoder->encoding;
+  int64_t pair_at = counts[0] + lengths[0] + counts[1], end = pair_at + lengths[1], i;
+  size_t moved = (size_t)lengths[1] * sizeof(int32_t);
+  if (pair_from != pair_at) {
+    memmove(encoding->ids + pair_at, encoding->ids + pair_from, moved);
+    if (encoder->offsets) {
+      memmove(encoding->begin + pair_at, encoding->begin + pair_from, moved);
+      memmove(encoding->end + pair_at, encoding->end + pair_from, moved);
+    }
+  }
+  for (i = counts[0]; i < counts[0] + lengths[0]; ++i) encoding->token_types[i] = frame->text_type;
+  for (i = pair_at; i < end; ++i) encoding->token_types[i] = frame->pair_type;
+  ft__place_special(encoder, frame, 0, counts[0], 0);
+  ft__place_special(encoder, frame, frame->first, counts[1], counts[0] + lengths[0]);
+  ft__place_special(encoder, frame, frame->second, counts[2], end);
+  encoding->count = end + counts[2];
+}
+
+/* Encodes both texts behind gaps for the special tokens; lengths [2] become their counts of tokens. */
+static bool ft__encode_texts(ft__encoder *encoder, const char *text, size_t length, const char *pair,
+                             size_t pair_length, const int64_t counts[3], int64_t lengths[2]) {
+  ft_encoding *encoding = encoder->encoding;
+  int64_t around = counts[0] + counts[1] + counts[2], pair_from;
+  if (!ft__encoding_reserve(encoder->context, encoding, around + 1, encoder->offsets)) return false;
+  encoding->count = counts[0];
+  if (!ft__encode_text(encoder, text, length)) return false;
+  lengths[0] = encoding->count - counts[0];
+  if (!ft__encoding_reserve(encoder->context, encoding, encoding->count + around, encoder->offsets)) return false;
+  encoding->count += counts[1];
+  pair_from = encoding->count;
+  if (pair && !ft__encode_text(encoder, pair, pair_length)) return false;
+  lengths[1] = encoding->count - pair_from;
+  return ft__encoding_reserve(encoder->context, encoding, encoding->count + around, encoder->offsets);
+}
+
+FT_API ft_status ft_tokenizer_encode(ft_context *context, const ft_tokenizer *tokenizer, const char *text,
+                                     size_t length, const char *pair, size_t pair_length,
+                                     const ft_encode_options *options, ft_encoding *encoding) {
+  ft_encode_options none;
+  ft__encoder encoder;
+  const ft__template *frame;
+  int64_t counts[3] = {0, 0, 0}, lengths[2], whole, room, pair_from;
+  memset(&none, 0, sizeof none);
+  if (!options) options = &none;
+  if (!tokenizer || !text || !encoding) {
+    ft__null_argument(context, "ft_tokenizer_encode needs a tokenizer, a text and an encoding");
+    return context->status;
+  }
+  if (length > INT32_MAX || (pair && pair_length > INT32_MAX))
+    return ft__error(context, FT_ERROR_ARGUMENT, "a text of %llu bytes is too long to encode",
+                     (unsigned long long)(length > INT32_MAX ? length : pair_length));
+  frame = pair ? &tokenizer->pair : &tokenizer->single;
+  if (!options->no_special_tokens) {
+    counts[0] = frame->first;
+    counts[1] = frame->second - frame->first;
+    counts[2] = frame->count - frame->second;
+  }
+  if (options->max_length < 0 || (options->max_length > 0 && options->max_length < counts[0] + counts[1] + counts[2]))
+    return ft__error(context, FT_ERROR_ARGUMENT, "max_length %d leaves no room: the special tokens alone are %lld",
+                     options->max_length, (long long)(counts[0] + counts[1] + counts[2]));
+  encoder.context = context;
+  encoder.tokenizer = tokenizer;
+  encoder.encoding = encoding;
+  encoder.offsets = options->offsets;
+  encoder.failed = false;
+  encoding->count = encoding->truncated = 0;
+  if (!ft__encode_texts(&encoder, text, length, pair, pair_length, counts, lengths)) {
+    encoding->count = 0;
+    return context->status;
+  }
+  whole = lengths[0] + lengths[1];
+  pair_from = counts[0] + lengths[0] + counts[1];
+  room = options->max_length - (counts[0] + counts[1] + counts[2]);
+  if (options->max_length > 0 && ft__truncate(context, lengths, pair != NULL, room, options->truncation) != FT_OK) {
+    encoding->count = 0;
+    return context->status;
+  }
+  encoding->truncated = whole - lengths[0] - lengths[1];
+  ft__place_texts(&encoder, frame, counts, lengths, pair_from);
+  return FT_OK;
+}
+
+FT_API void ft_encoding_free(ft_encoding *encoding) {
+  if (!encoding || !encoding->owner) return;
+  ft__release(encoding->owner, encoding->ids);
+  ft__release(encoding->owner, encoding->token_types);
+  ft__release(encoding->owner, encoding->begin);
+  ft__release(encoding->owner, encoding->end);
+  memset(encoding, 0, sizeof *encoding);
+}
+
+/* =====================================================================================================================
+   >>loading tokenizers
+
+   tokenizer.json  { added_tokens: [{id, content, special, ...}], normalizer, pre_tokenizer, post_processor, decoder,
+                     model: {type, vocab: {piece: id}, unk_token, continuing_subword_prefix, max_input_chars_per_word} }
+   vocab.txt       one piece a line, its id the line's number from 0; white space at a line's end is dropped, and of
+   equal lines the last counts. The rest is in tokenizer_config.json, or as BERT has it.
+
+   Truncation and padding in tokenizer.json are settings of a run and ignored. */
+
+typedef struct ft__loader {
+  ft_context *context;
+  ft_tokenizer *tokenizer;
+  const char *path; /* of the file being read, for messages */
+} ft__loader;
+
+typedef struct ft__entry {
+  const char *piece;
+  size_t length;
+  int64_t id;
+} ft__entry;
+
+static bool ft__piece_table_create(ft_context *context, ft__piece_table *table, int64_t count, size_t skip) {
+  uint64_t slots = 16, i;
+  while (slots < 2 * (uint64_t)count) slots *= 2;
+  table->mask = slots - 1;
+  table->skip = (int64_t)skip;
+  table->slots = (ft__piece_slot *)ft__allocate_zero(context, (size_t)slots * sizeof *table->slots);
+  table->filter = (uint8_t *)ft__allocate_zero(context, (size_t)slots);
+  if (!table->slots || !table->filter) return false;
+  for (i = 0; i < slots; ++i) table->slots[i].id_and_length = FT__NO_PIECE;
+  return true;
+}
+
+/* Puts a piece in a table. An equal one loses its place: *replaced is its id, else -1. False: too many collisions. */
+static bool ft__piece_table_add(const ft__vocabulary *vocabulary, ft__piece_table *table, int32_t id,
+                                int32_t *replaced) {
+  const char *key = vocabulary->text + vocabulary->starts[id] + table->skip;
+  size_t length = vocabulary->lengths[id] - (size_t)table->skip;
+  uint64_t head = ft__load_bytes(key, length), hash = ft__hash(key, length);
+  ft__piece_slot *slot = ft__piece_slot_find(vocabulary, table, key, length, head, hash);
+  uint8_t bit;
+  if (!slot) return false;
+  *replaced = ft__slot_id(slot);
+  *ft__filter_byte(table, hash, &bit) |= bit;
+  slot->head = head;
+  slot->hash = (uint32_t)(hash >> 32);
+  slot->id_and_length = (uint32_t)id | (length < 255 ? (uint32_t)length : 255u) << 24;
+  if ((int64_t)length > table->longest) table->longest = (int64_t)length;
+  return true;
+}
+
+static bool ft__continues(const ft_tokenizer *tokenizer, const ft__entry *entry) {
+  return entry->length >= tokenizer->prefix_length &&
+         memcmp(entry->piece, tokenizer->prefix, tokenizer->prefix_length) == 0;
+}
+
+/* Bounds of a vocabulary's entries, checked; allocates what they need. */
+static ft_status ft__vocabulary_create(ft__loader *loader, const ft__entry *entries, int64_t count) {
+  ft_context *context = loader->context;
+  ft__vocabulary *vocabulary = &loader->tokenizer->vocabulary;
+  int64_t i, largest = -1, continuing = 0;
+  uint64_t bytes = 0;
+  if (count > FT__MOST_IDS)
+    return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: %lld pieces are more than %d", loader->path, (long long)count,
+                     FT__MOST_IDS);
+  for (i = 0; i < count; ++i) {
+    const ft__entry *entry = &entries[i];
+    if (entry->length > FT__LONGEST_PIECE)
+      return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: piece %lld has %lld bytes, more than %d", loader->path,
+                       (long long)entry->id, (long long)entry->length, FT__LONGEST_PIECE);
+    if (entry->id < 0 || entry->id >= 2 * count + 65536 || entry->id >= FT__MOST_IDS - 1)
+      return ft__error(context, FT_ERROR_FORMAT, "%s: id %lld of piece \"%.100s\" is out of range for %lld pieces",
+                       loader->path, (long long)entry->id, entry->piece, (long long)count);
+    if (entry->id > largest) largest = entry->id;
+    bytes += entry->length + 1;
+    continuing += ft__continues(loader->tokenizer, entry);
+  }
+  if (bytes >= FT__NO_PIECE)
+    return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: the pieces' text is too long", loader->path);
+  vocabulary->size = (int32_t)largest + 1;
+  vocabulary->text = (char *)ft__allocate(context, (size_t)bytes);
+  vocabulary->starts = (uint32_t *)ft__allocate(context, (size_t)vocabulary->size * sizeof(uint32_t));
+  vocabulary->lengths = (uint32_t *)ft__allocate(context, (size_t)vocabulary->size * sizeof(uint32_t));
+  if (!vocabulary->text || !vocabulary->starts || !vocabulary->lengths ||
+      !ft__piece_table_create(context, &vocabulary->words, count, 0) ||
+      !ft__piece_table_create(context, &vocabulary->continuations, continuing, loader->tokenizer->prefix_length))
+    return context->status;
+  memset(vocabulary->starts, 0xFF, (size_t)vocabulary->size * sizeof(uint32_t)); /* FT__NO_PIECE */
+  return FT_OK;
+}
+
+static ft_status ft__vocabulary_fill(ft__loader *loader, const ft__entry *entries, int64_t count) {
+  ft__vocabulary *vocabulary = &loader->tokenizer->vocabulary;
+  uint32_t used = 0;
+  int64_t i;
+  for (i = 0; i < count; ++i) {
+    const ft__entry *entry = &entries[i];
+    int32_t id = (int32_t)entry->id, replaced = -1, unused;
+    bool added;
+    if (vocabulary->starts[id] != FT__NO_PIECE)
+      return ft__error(loader->context, FT_ERROR_FORMAT, "%s: pieces \"%.100s\" and \"%.100s\" have the same id %d",
+                       loader->path, vocabulary->text + vocabulary->starts[id], entry->piece, id);
+    memcpy(vocabulary->text + used, entry->piece, entry->length);
+    vocabulary->text[used + entry->length] = 0;
+    vocabulary->starts[id] = used;
+    vocabulary->lengths[id] = (uint32_t)entry->length;
+    used += (uint32_t)entry->length + 1;
+    added = ft__piece_table_add(vocabulary, &vocabulary->words, id, &replaced);
+    if (added && ft__continues(loader->tokenizer, entry))
+      added = ft__piece_table_add(vocabulary, &vocabulary->continuations, id, &unused);
+    if (!added)
+      return ft__error(loader->context, FT_ERROR_UNSUPPORTED, "%s: pieces collide too often in the hash table",
+                       loader->path);
+    if (replaced >= 0)
+      vocabulary->starts[replaced] = FT__NO_PIECE;
+    else
+      ++vocabulary->count;
+  }
+  return FT_OK;
+}
+
+static ft_status ft__set_prefix(ft__loader *loader, const char *prefix, size_t length) {
+  if (length > FT__LONGEST_PIECE)
+    return ft__error(loader->context, FT_ERROR_UNSUPPORTED, "%s: continuing_subword_prefix is too long", loader->path);
+  loader->tokenizer->prefix = ft__string_copy(loader->context, prefix, length);
+  loader->tokenizer->prefix_length = length;
+  return loader->tokenizer->prefix ? FT_OK : FT_ERROR_MEMORY;
+}
+
+static ft_status ft__set_unknown(ft__loader *loader, const char *piece, size_t length) {
+  loader->tokenizer->unknown_id = ft__vocabulary_find(&loader->tokenizer->vocabulary, piece, length);
+  if (loader->tokenizer->unknown_id >= 0) return FT_OK;
+  return ft__error(loader->context, FT_ERROR_FORMAT, "%s: the unknown token \"%.100s\" is not among the %lld pieces",
+                   loader->path, piece, (long long)loader->tokenizer->vocabulary.count);
+}
+
+/* The id that an added token gets: that of the equal piece, else the next above all. */
+static int64_t ft__added_id(const ft_tokenizer *tokenizer, const char *content, size_t length) {
+  int64_t pieces = tokenizer->vocabulary.count, above = tokenizer->largest_added + 1;
+  int32_t id = ft__vocabulary_find(&tokenizer->vocabulary, content, length);
+  return id >= 0 ? id : pieces > above ? pieces : above;
+}
+
+/* Appends an added token; stated_id: what the file says, or -1. */
+static ft_status ft__added_append(ft__loader *loader, const char *content, size_t length, int64_t stated_id,
+                                  const ft__added_token *flags) {
+  ft_context *context = loader->context;
+  ft_tokenizer *tokenizer = loader->tokenizer;
+  const ft__vocabulary *vocabulary = &tokenizer->vocabulary;
+  ft__added_token *added;
+  int64_t id = ft__added_id(tokenizer, content, length);
+  if (length == 0 || length > FT__LONGEST_PIECE || strstr(content, "\xEF\xBF\xBD"))
+    return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: added token \"%.100s\" is empty, too long, or holds U+FFFD",
+                     loader->path, content);
+  if (stated_id >= 0 && stated_id != id)
+    return ft__error(context, FT_ERROR_FORMAT, "%s: added token \"%.100s\" has id %lld, where %lld was expected",
+                     loader->path, content, (long long)stated_id, (long long)id);
+  if (id >= FT__MOST_IDS - 1 ||
+      (id < vocabulary->size && vocabulary->starts[id] != FT__NO_PIECE &&
+       (vocabulary->lengths[id] != length || memcmp(vocabulary->text + vocabulary->starts[id], content, length) != 0)))
+    return ft__error(context, FT_ERROR_FORMAT, "%s: added token \"%.100s\" would get id %lld, which is taken",
+                     loader->path, content, (long long)id);
+  if (!ft__grow(context, &tokenizer->added, &tokenizer->added_capacity, tokenizer->added_count + 1, sizeof *added))
+    return FT_ERROR_MEMORY;
+  added = &tokenizer->added[tokenizer->added_count];
+  *added = *flags;
+  added->id = (int32_t)id;
+  added->length = length;
+  added->pattern = NULL;
+  added->content = ft__string_copy(context, content, length);
+  if (!added->content) return FT_ERROR_MEMORY;
+  ++tokenizer->added_count;
+  if (added->id > tokenizer->largest_added) tokenizer->largest_added = added->id;
+  return FT_OK;
+}
+
+static const ft__added_token *ft__added_find(const ft_tokenizer *tokenizer, const char *content, size_t length) {
+  int64_t i;
+  for (i = 0; i < tokenizer->added_count; ++i)
+    if (tokenizer->added[i].length == length && memcmp(tokenizer->added[i].content, content, length) == 0)
+      return &tokenizer->added[i];
+  return NULL;
+}
+
+/* What is searched for: the content itself, or what normalising makes of it. */
+static ft_status ft__added_pattern(ft__loader *loader, ft__added_token *added) {
+  ft_context *context = loader->context;
+  ft__characters first, second, *result;
+  ft_status status = FT_OK;
+  int64_t i;
+  if (!added->normalized) {
+    added->pattern = ft__string_copy(context, added->content, added->length);
+    added->pattern_length = added->length;
+    return added->pattern ? FT_OK : FT_ERROR_MEMORY;
+  }
+  ft__characters_start(&first, context);
+  ft__characters_start(&second, context);
+  result = ft__normalize(&loader->tokenizer->normalizer, added->content, 0, (int64_t)added->length, &first, &second);
+  added->pattern_length = 0;
+  if (!first.failed && !second.failed) added->pattern = (char *)ft__allocate(context, (size_t)result->count * 4 + 1);
+  if (added->pattern)
+    for (i = 0; i < result->count; ++i)
+      added->pattern_length += (size_t)ft__utf8_encode(result->at[i].code, added->pattern + added->pattern_length);
+  else
+    status = FT_ERROR_MEMORY;
+  ft__characters_free(&first);
+  ft__characters_free(&second);
+  return status;
+}
+
+/* ---- JSON with names in messages ---- */
+
+/* object.key if it has the type; else an error that says where. */
+static const ft_json *ft__need(ft__loader *loader, const ft_json *object, const char *where, const char *key,
+                               ft_json_type type) {
+  static const char *const names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
+  const ft_json *member = ft_json_get(object, key);
+  if (member && member->type == type) return member;
+  ft__error(loader->context, FT_ERROR_FORMAT, "%s: %s%s%s %s, expected %s", loader->path, where, *where ? "." : "", key,
+            member ? "has the wrong type" : "is missing", names[type]);
+  return NULL;
+}
+
+/* Every key of object must be among allowed (NULL at the end). */
+static bool ft__only_keys(ft__loader *loader, const ft_json *object, const char *where, const char *const *allowed) {
+  const ft_json *member;
+  for (member = object->child; member; member = member->next) {
+    int i = 0;
+    while (allowed[i] && strcmp(member->key, allowed[i]) != 0) ++i;
+    if (allowed[i]) continue;
+    ft__error(loader->context, FT_ERROR_UNSUPPORTED, "%s: %s%s%.100s is not supported", loader->path, where,
+              *where ? "." : "", member->key);
+    return false;
+  }
+  return true;
+}
+
+/* object.type must be `expected`, and its keys the allowed ones. */
+static bool ft__need_type(ft__loader *loader, const ft_json *object, const char *where, const char *expected,
+                          const char *const *allowed) {
+  const ft_json *type;
+  if (object->type != FT_JSON_OBJECT) {
+    ft__error(loader->context, FT_ERROR_FORMAT, "%s: %s has the wrong type, expected an object", loader->path, where);
+    return false;
+  }
+  type = ft__need(loader, object, where, "type", FT_JSON_STRING);
+  if (!type) return false;
+  if (strcmp(type->string, expected) != 0) {
+    ft__error(loader->context, FT_ERROR_UNSUPPORTED, "%s: %s of type %.100s is not supported (only %s)", loader->path,
+              where, type->string, expected);
+    return false;
+  }
+  return ft__only_keys(loader, object, where, allowed);
+}
+
+/* Reads object.key, true or false, into *value; optional ones keep it when absent. */
+static bool ft__read_boolean(ft__loader *loader, const ft_json *object, const char *where, const char *key, bool needed,
+                             bool *value) {
+  const ft_json *member;
+  if (!needed && !ft_json_get(object, key)) return true;
+  member = ft__need(loader, object, where, key, FT_JSON_BOOLEAN);
+  if (member) *value = member->boolean;
+  return member != NULL;
+}
+
+/* ---- tokenizer.json ---- */
+
+static ft_status ft__load_model(ft__loader *loader, const ft_json *model) {
+  static const char *const keys[] = {"type",  "unk_token", "continuing_subword_prefix", "max_input_chars_per_word",
+                                     "vocab", NULL};
+  ft_context *context = loader->context;
+  const ft_json *vocabulary, *prefix, *unknown, *longest, *piece;
+  ft__entry *entries;
+  ft_status status;
+  int64_t count = 0;
+  if (!ft__need_type(loader, model, "model", "WordPiece", keys)) return context->status;
+  if (!(vocabulary = ft__need(loader, model, "model", "vocab", FT_JSON_OBJECT)) ||
+      !(prefix = ft__need(loader, model, "model", "continuing_subword_prefix", FT_JSON_STRING)) ||
+      !(unknown = ft__need(loader, model, "model", "unk_token", FT_JSON_STRING)) ||
+      !(longest = ft__need(loader, model, "model", "max_input_chars_per_word", FT_JSON_NUMBER)))
+    return context->status;
+  if (!longest->is_integer || longest->integer < 0 || longest->integer > FT__LONGEST_WORD)
+    return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: model.max_input_chars_per_word is %.17g, not 0 to %d",
+                     loader->path, longest->number, FT__LONGEST_WORD);
+  loader->tokenizer->longest_word = longest->integer;
+  if (ft__set_prefix(loader, prefix->string, prefix->string_length) != FT_OK) return context->status;
+  entries = (ft__entry *)ft__allocate(context, ft__size_product((size_t)vocabulary->count, sizeof *entries));
+  if (!entries) return FT_ERROR_MEMORY;
+  for (piece = vocabulary->child; piece; piece = piece->next, ++count) {
+    entries[count].piece = piece->key;
+    entries[count].length = piece->key_length;
+    entries[count].id = piece->type == FT_JSON_NUMBER && piece->is_integer ? piece->integer : -1;
+  }
+  status = ft__vocabulary_create(loader, entries, count);
+  if (status == FT_OK) status = ft__vocabulary_fill(loader, entries, count);
+  ft__release(context, entries);
+  return status == FT_OK ? ft__set_unknown(loader, unknown->string, unknown->string_length) : status;
+}
+
+static ft_status ft__load_normalizer(ft__loader *loader, const ft_json *object) {
+  static const char *const keys[] = {"type", "clean_text", "handle_chinese_chars", "strip_accents", "lowercase", NULL};
+  ft__normalizer *normalizer = &loader->tokenizer->normalizer;
+  const ft_json *strip;
+  if (!object || object->type == FT_JSON_NULL) return FT_OK;
+  if (!ft__need_type(loader, object, "normalizer", "BertNormalizer", keys) ||
+      !ft__read_boolean(loader, object, "normalizer", "clean_text", true, &normalizer->clean_text) ||
+      !ft__read_boolean(loader, object, "normalizer", "handle_chinese_chars", true, &normalizer->chinese) ||
+      !ft__read_boolean(loader, object, "normalizer", "lowercase", true, &normalizer->lowercase))
+    return loader->context->status;
+  strip = ft_json_get(object, "strip_accents");
+  normalizer->strip_accents = normalizer->lowercase;
+  if (strip && strip->type != FT_JSON_NULL &&
+      !ft__read_boolean(loader, object, "normalizer", "strip_accents", true, &normalizer->strip_accents))
+    return loader->context->status;
+  return FT_OK;
+}
+
+static ft_status ft__read_added_flags(ft__loader *loader, const ft_json *object, ft__added_token *flags) {
+  const char *where = "added token";
+  const ft_json *normalized = ft_json_get(object, "normalized");
+  if (!ft__read_boolean(loader, object, where, "special", false, &flags->special) ||
+      !ft__read_boolean(loader, object, where, "single_word", false, &flags->single_word) ||
+      !ft__read_boolean(loader, object, where, "lstrip", false, &flags->lstrip) ||
+      !ft__read_boolean(loader, object, where, "rstrip", false, &flags->rstrip))
+    return loader->context->status;
+  flags->normalized = !flags->special;
+  return !normalized || ft__read_boolean(loader, object, where, "normalized", true, &flags->normalized)
+             ? FT_OK
+             : loader->context->status;
+}
+
+/* {content, ...} with its flags; stated_id: -1 if the file gives none. */
+static ft_status ft__load_added_token(ft__loader *loader, const ft_json *object, int64_t stated_id, bool special) {
+  ft__added_token flags;
+  const ft_json *content = ft__need(loader, object, "added token", "content", FT_JSON_STRING);
+  memset(&flags, 0, sizeof flags);
+  flags.special = special;
+  if (!content || ft__read_added_flags(loader, object, &flags) != FT_OK) return loader->context->status;
+  if (special) flags.special = true;
+  return ft__added_append(loader, content->string, content->string_length, stated_id, &flags);
+}
+
+static ft_status ft__load_added_tokens(ft__loader *loader, const ft_json *list) {
+  const ft_json *token;
+  ft_status status = FT_OK;
+  if (!list || list->type == FT_JSON_NULL) return FT_OK;
+  for (token = list->child; token && status == FT_OK; token = token->next) {
+    const ft_json *id = ft__need(loader, token, "added_tokens[..]", "id", FT_JSON_NUMBER);
+    if (!id) return loader->context->status;
+    status = ft__load_added_token(loader, token,
+                                  id->is_integer && id->integer >= 0 ? id->integer : (int64_t)FT__MOST_IDS, false);
+  }
+  return status;
+}
+
+enum { FT__MOST_SPECIAL = 1000 }; /* tokens around a text */
+
+static ft_status ft__template_add(ft__loader *loader, ft__template *frame, int64_t id, int64_t type) {
+  int64_t room = frame->count, types_room = frame->count;
+  if (id < 0 || id >= FT__MOST_IDS || type < 0 || type > INT32_MAX || frame->count >= FT__MOST_SPECIAL)
+    return ft__error(loader->context, FT_ERROR_FORMAT, "%s: post_processor: id %lld or type_id %lld is out of range",
+                     loader->path, (long long)id, (long long)type);
+  if (frame->count % 16 == 0 &&
+      (!ft__grow(loader->context, &frame->ids, &room, frame->count + 16, sizeof(int32_t)) ||
+       !ft__grow(loader->context, &frame->types, &types_room, frame->count + 16, sizeof(int32_t))))
+    return FT_ERROR_MEMORY;
+  frame->ids[frame->count] = (int32_t)id;
+  frame->types[frame->count] = (int32_t)type;
+  ++frame->count;
+  return FT_OK;
+}
+
+/* One element of a template: {"SpecialToken": {id, type_id}} or {"Sequence": {id: "A" or "B", type_id}}. */
+static ft_status ft__template_element(ft__loader *loader, const ft_json *element, const ft_json *special_tokens,
+                                      ft__template *frame, int *texts) {
+  ft_context *context = loader->context;
+  const ft_json *sequence = ft_json_get(element, "Sequence"), *special = ft_json_get(element, "SpecialToken");
+  const ft_json *token = sequence ? sequence : special, *id, *type, *ids, *one;
+  ft_status status = FT_OK;
+  if (!token || element->count != 1)
+    return ft__error(context, FT_ERROR_FORMAT, "%s: post_processor: an element is neither Sequence nor SpecialToken",
+                     loader->path);
+  id = ft__need(loader, token, "post_processor", "id", FT_JSON_STRING);
+  type = ft__need(loader, token, "post_processor", "type_id", FT_JSON_NUMBER);
+  if (!id || !type) return context->status;
+  if (sequence) {
+    if (*texts > 1 || strcmp(id->string, *texts == 0 ? "A" : "B") != 0 || type->integer < 0 ||
+        type->integer > INT32_MAX)
+      return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: post_processor: only A, and then B, each once, is supported",
+                       loader->path);
+    *(*texts == 0 ? &frame->first : &frame->second) = frame->count;
+    *(*texts == 0 ? &frame->text_type : &frame->pair_type) = (int32_t)type->integer;
+    ++*texts;
+    return FT_OK;
+  }
+  token = ft__need(loader, special_tokens, "post_processor.special_tokens", id->string, FT_JSON_OBJECT);
+  ids = token ? ft__need(loader, token, "post_processor.special_tokens[..]", "ids", FT_JSON_ARRAY) : NULL;
+  if (!ids) return context->status;
+  for (one = ids->child; one && status == FT_OK; one = one->next)
+    status =
+        ft__template_add(loader, frame, one->is_integer ? one->integer : -1, type->is_integer ? type->integer : -1);
+  return status;
+}
+
+static ft_status ft__template_load(ft__loader *loader, const ft_json *processor, const char *key, int texts_wanted,
+                                   ft__template *frame) {
+  const ft_json *list = ft__need(loader, processor, "post_processor", key, FT_JSON_ARRAY), *element;
+  const ft_json *special_tokens = ft__need(loader, processor, "post_processor", "special_tokens", FT_JSON_OBJECT);
+  ft_status status = FT_OK;
+  int texts = 0;
+  if (!list || !special_tokens) return loader->context->status;
+  for (element = list->child; element && status == FT_OK; element = element->next)
+    status = ft__template_element(loader, element, special_tokens, frame, &texts);
+  if (status != FT_OK) return status;
+  if (texts != texts_wanted)
+    return ft__error(loader->context, FT_ERROR_UNSUPPORTED, "%s: post_processor.%s holds %d texts, expected %d",
+                     loader->path, key, texts, texts_wanted);
+  if (texts == 1) frame->second = frame->count;
+  return FT_OK;
+}
+
+/* [CLS] A [SEP], and [CLS] A [SEP] B [SEP] with types 0 0 0 1 1. */
+static ft_status ft__template_bert(ft__loader *loader, int64_t cls, int64_t sep) {
+  ft__template *single = &loader->tokenizer->single, *pair = &loader->tokenizer->pair;
+  if (ft__template_add(loader, single, cls, 0) != FT_OK || ft__template_add(loader, single, sep, 0) != FT_OK ||
+      ft__template_add(loader, pair, cls, 0) != FT_OK || ft__template_add(loader, pair, sep, 0) != FT_OK ||
+      ft__template_add(loader, pair, sep, 1) != FT_OK)
+    return loader->context->status;
+  single->first = 1;
+  single->second = 2;
+  pair->first = 1;
+  pair->second = 2;
+  return FT_OK;
+}
+
+/* BertProcessing's "cls" and "sep": [content, id]. */
+static int64_t ft__bert_token_id(ft__loader *loader, const ft_json *processor, const char *key) {
+  const ft_json *token = ft__need(loader, processor, "post_processor", key, FT_JSON_ARRAY);
+  if (!token) return -1;
+  return token->count == 2 && token->child->next->is_integer ? token->child->next->integer : -1;
+}
+
+static ft_status ft__load_post_processor(ft__loader *loader, const ft_json *processor) {
+  static const char *const bert_keys[] = {"type", "sep", "cls", NULL};
+  static const char *const template_keys[] = {"type", "single", "pair", "special_tokens", NULL};
+  const ft_json *type = ft_json_get(processor, "type");
+  ft_tokenizer *tokenizer = loader->tokenizer;
+  if (!processor || processor->type == FT_JSON_NULL) return FT_OK;
+  if (type && type->type == FT_JSON_STRING && strcmp(type->string, "BertProcessing") == 0) {
+    int64_t cls = ft__bert_token_id(loader, processor, "cls"), sep = ft__bert_token_id(loader, processor, "sep");
+    if (!ft__only_keys(loader, processor, "post_processor", bert_keys)) return loader->context->status;
+    return ft__template_bert(loader, cls, sep);
+  }
+  if (!ft__need_type(loader, processor, "post_processor", "TemplateProcessing", template_keys) ||
+      ft__template_load(loader, processor, "single", 1, &tokenizer->single) != FT_OK)
+    return loader->context->status;
+  return ft__template_load(loader, processor, "pair", 2, &tokenizer->pair);
+}
+
+static ft_status ft__load_tokenizer_json(ft__loader *loader, const ft_json *root) {
+  static const char *const keys[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
+                                     "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
+  static const char *const split_keys[] = {"type", NULL};
+  static const char *const decoder_keys[] = {"type", "prefix", "cleanup", NULL};
+  const ft_json *model, *split, *decoder = ft_json_get(root, "decoder");
+  ft_context *context = loader->context;
+  ft_status status;
+  if (root->type != FT_JSON_OBJECT)
+    return ft__error(context, FT_ERROR_FORMAT, "%s: the file holds no JSON object", loader->path);
+  model = ft__need(loader, root, "", "model", FT_JSON_OBJECT);
+  if (!model || ft__load_model(loader, model) != FT_OK) return context->status;
+  split = ft__need(loader, root, "", "pre_tokenizer", FT_JSON_OBJECT);
+  if (!split || !ft__need_type(loader, split, "pre_tokenizer", "BertPreTokenizer", split_keys)) return context->status;
+  if (decoder && decoder->type != FT_JSON_NULL && !ft__need_type(loader, decoder, "decoder", "WordPiece", decoder_keys))
+    return context->status;
+  if (!ft__only_keys(loader, root, "", keys)) return context->status;
+  status = ft__load_normalizer(loader, ft_json_get(root, "normalizer"));
+  if (status == FT_OK) status = ft__load_added_tokens(loader, ft_json_get(root, "added_tokens"));
+  if (status == FT_OK) status = ft__load_post_processor(loader, ft_json_get(root, "post_processor"));
+  return status;
+}
+
+/* ---- vocab.txt ---- */
+
+/* Length of a line without the white space at its end; -1 if it is not UTF-8. */
+static int64_t ft__line_length(const ft_tokenizer *tokenizer, const char *line, int64_t length) {
+  int64_t kept = 0, at = 0;
+  while (at < length) {
+    uint32_t code;
+    int bytes = ft__utf8_valid(line + at, (size_t)(length - at));
+    if (bytes == 0) return -1;
+    ft__utf8_decode(line + at, (size_t)(length - at), &code);
+    at += bytes;
+    if (!(tokenizer->properties[code] & FT__WHITESPACE)) kept = at;
+  }
+  return kept;
+}
+
+static ft_status ft__load_vocabulary_text(ft__loader *loader, const char *text, size_t size) {
+  ft_context *context = loader->context;
+  const char *end = text + size, *line;
+  int64_t lines = 0, count = 0;
+  ft__entry *entries;
+  ft_status status = FT_OK;
+  for (line = text; line < end; ++line) lines += *line == '\n';
+  if (lines >= FT__MOST_IDS)
+    return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: %lld pieces are more than %d", loader->path, (long long)lines,
+                     FT__MOST_IDS);
+  entries = (ft__entry *)ft__allocate(context, (size_t)(lines + 1) * sizeof *entries);
+  if (!entries) return FT_ERROR_MEMORY;
+  for (line = text; line < end && status == FT_OK; ++count) {
+    const char *stop = (const char *)memchr(line, '\n', (size_t)(end - line));
+    int64_t length = ft__line_length(loader->tokenizer, line, (stop ? stop : end) - line);
+    if (length < 0)
+      status = ft__error(context, FT_ERROR_FORMAT, "%s: line %lld is not UTF-8", loader->path, (long long)count + 1);
+    entries[count].piece = line;
+    entries[count].length = (size_t)length;
+    entries[count].id = count;
+    line = stop ? stop + 1 : end;
+  }
+  if (status == FT_OK) status = ft__vocabulary_create(loader, entries, count);
+  if (status == FT_OK) status = ft__vocabulary_fill(loader, entries, count);
+  ft__release(context, entries);
+  return status;
+}
+
+enum { FT__MOST_CONFIG_TOKENS = 10000 };
+
+static int ft__numbered_compare(const void *a, const void *b) {
+  const ft__entry *x = (const ft__entry *)a, *y = (const ft__entry *)b;
+  return x->id < y->id ? -1 : x->id > y->id;
+}
+
+/* added_tokens_decoder of tokenizer_config.json: {"id": {content, ...}}, in the order of the ids. */
+static ft_status ft__load_added_decoder(ft__loader *loader, const ft_json *decoder) {
+  ft_context *context = loader->context;
+  ft__entry *order = (ft__entry *)ft__allocate(context, ((size_t)decoder->count + 1) * sizeof *order);
+  const ft_json *token;
+  ft_status status = FT_OK;
+  int64_t count = 0, i;
+  if (!order) return FT_ERROR_MEMORY;
+  for (token = decoder->child; token; token = token->next, ++count) {
+    char *stop;
+    order[count].piece = (const char *)token;
+    order[count].id = strtol(token->key, &stop, 10);
+    if (token->key[0] < '0' || token->key[0] > '9' || *stop || order[count].id >= FT__MOST_IDS)
+      order[count].id = FT__MOST_IDS;
+  }
+  qsort(order, (size_t)count, sizeof *order, ft__numbered_compare);
+  for (i = 0; i < count && status == FT_OK; ++i)
+    status = ft__load_added_token(loader, (const ft_json *)(const void *)order[i].piece, order[i].id, false);
+  ft__release(context, order);
+  return status;
+}
+
+/* A special token of tokenizer_config.json: a string, or {content, ...}. One that is there already is left alone. */
+static ft_status ft__load_special(ft__loader *loader, const ft_json *token) {
+  const ft_json *content = token->type == FT_JSON_OBJECT ? ft_json_get(token, "content") : token;
+  ft__added_token flags;
+  if (!content || content->type != FT_JSON_STRING)
+    return ft__error(loader->context, FT_ERROR_FORMAT, "%s: %.100s is neither a string nor {\"content\": ..}",
+                     loader->path, token->key ? token->key : "a special token");
+  if (ft__added_find(loader->tokenizer, content->string, content->string_length)) return FT_OK;
+  if (token->type == FT_JSON_OBJECT) return ft__load_added_token(loader, token, -1, true);
+  memset(&flags, 0, sizeof flags);
+  flags.special = true;
+  return ft__added_append(loader, content->string, content->string_length, -1, &flags);
+}
+
+/* A special token's id by its role, adding it if the configuration names it; -1 if it has none. */
+static ft_status ft__load_role(ft__loader *loader, const ft_json *config, const ft_json *map, const char *role,
+                               const char *usual, int64_t *id) {
+  const ft_json *token = ft_json_get(map, role), *content;
+  ft__added_token flags;
+  ft_status status;
+  if (!token) token = ft_json_get(config, role);
+  *id = -1;
+  if (!token) {
+    if (!usual) return FT_OK;
+    memset(&flags, 0, sizeof flags);
+    flags.special = true;
+    status = ft__added_find(loader->tokenizer, usual, strlen(usual))
+                 ? FT_OK
+                 : ft__added_append(loader, usual, strlen(usual), -1, &flags);
+    *id = status == FT_OK ? ft__added_find(loader->tokenizer, usual, strlen(usual))->id : -1;
+    return status;
+  }
+  if (token->type == FT_JSON_NULL) return FT_OK;
+  status = ft__load_special(loader, token);
+  if (status != FT_OK) return status;
+  content = token->type == FT_JSON_OBJECT ? ft_json_get(token, "content") : token;
+  *id = ft__added_find(loader->tokenizer, content->string, content->string_length)->id;
+  return FT_OK;
+}
+
+/* Lists of further special tokens, and nothing else that would add any. object may be NULL. */
+static ft_status ft__load_extra(ft__loader *loader, const ft_json *object, const char *const *roles) {
+  static const char *const lists[] = {"extra_special_tokens", "additional_special_tokens", NULL};
+  const ft_json *member, *token;
+  ft_status status = FT_OK;
+  int i;
+  for (member = object ? object->child : NULL; member; member = member->next) {
+    size_t length = member->key_length;
+    if (length < 6 || strcmp(member->key + length - 6, "_token") != 0 || member->type != FT_JSON_STRING) continue;
+    for (i = 0; i < 7 && strcmp(roles[i], member->key) != 0; ++i) continue;
+    if (i == 7)
+      return ft__error(loader->context, FT_ERROR_UNSUPPORTED, "%s: %.100s is not supported beside vocab.txt",
+                       loader->path, member->key);
+  }
+  for (i = 0; lists[i]; ++i) {
+    member = ft_json_get(object, lists[i]);
+    if (!member || member->type == FT_JSON_NULL) continue;
+    if (member->type != FT_JSON_ARRAY || member->count > FT__MOST_CONFIG_TOKENS)
+      return ft__error(loader->context, FT_ERROR_UNSUPPORTED, "%s: %s is no array of at most %d tokens", loader->path,
+                       lists[i], FT__MOST_CONFIG_TOKENS);
+    for (token = member->child; token && status == FT_OK; token = token->next) status = ft__load_special(loader, token);
+    if (status != FT_OK || member->count) return status; /* of the two lists, one counts */
+  }
+  return FT_OK;
+}
+
+static ft_status ft__load_switches(ft__loader *loader, const ft_json *config) {
+  ft__normalizer *normalizer = &loader->tokenizer->normalizer;
+  const ft_json *strip = ft_json_get(config, "strip_accents");
+  normalizer->clean_text = normalizer->chinese = normalizer->lowercase = true;
+  if (!ft__read_boolean(loader, config, "", "do_lower_case", false, &normalizer->lowercase) ||
+      !ft__read_boolean(loader, config, "", "tokenize_chinese_chars", false, &normalizer->chinese))
+    return loader->context->status;
+  normalizer->strip_accents = normalizer->lowercase;
+  if (strip && strip->type != FT_JSON_NULL &&
+      !ft__read_boolean(loader, config, "", "strip_accents", true, &normalizer->strip_accents))
+    return loader->context->status;
+  return FT_OK;
+}
+
+/* What surrounds vocab.txt: switches and special tokens of tokenizer_config.json and special_tokens_map.json. Either
+   may be NULL. */
+static ft_status ft__load_config(ft__loader *loader, const ft_json *config, const ft_json *map) {
+  static const char *const roles[7] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                       "pad_token", "cls_token", "mask_token"};
+  static const char *const usual[7] = {NULL, NULL, "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"};
+  const ft_json *decoder = ft_json_get(config, "added_tokens_decoder");
+  ft_status status = ft__load_switches(loader, config);
+  int64_t ids[7];
+  int i;
+  if (status != FT_OK) return status;
+  if (decoder) {
+    map = NULL; /* as the reference: the older file is then not read */
+    if (decoder->type != FT_JSON_OBJECT || decoder->count > FT__MOST_CONFIG_TOKENS)
+      return ft__error(loader->context, FT_ERROR_UNSUPPORTED,
+                       "%s: added_tokens_decoder is no object of at most %d tokens", loader->path,
+                       FT__MOST_CONFIG_TOKENS);
+    status = ft__load_added_decoder(loader, decoder);
+  }
+  for (i = 0; i < 7 && status == FT_OK; ++i) status = ft__load_role(loader, config, map, roles[i], usual[i], &ids[i]);
+  if (status == FT_OK) status = ft__load_extra(loader, config, roles);
+  if (status == FT_OK) status = ft__load_extra(loader, map, roles);
+  if (status != FT_OK) return status;
+  if (ids[2] < 0 || ids[3] < 0 || ids[5] < 0)
+    return ft__error(loader->context, FT_ERROR_FORMAT, "%s: unk_token, sep_token and cls_token may not be null",
+                     loader->path);
+  loader->tokenizer->unknown_id = (int32_t)ids[2];
+  return ft__template_bert(loader, ids[5], ids[3]);
+}
+
+/* ---- all together ---- */
+
+/* What is derived from the parts: search patterns, tables by byte, the number of ids. */
+static ft_status ft__tokenizer_finish(ft__loader *loader) {
+  ft_tokenizer *tokenizer = loader->tokenizer;
+  const ft__normalizer *normalizer = &tokenizer->normalizer;
+  int64_t i, k;
+  int byte;
+  tokenizer->size = tokenizer->vocabulary.size;
+  if (tokenizer->largest_added >= tokenizer->size) tokenizer->size = (int)tokenizer->largest_added + 1;
+  for (k = 0; k < 2; ++k) {
+    const ft__template *frame = k ? &tokenizer->pair : &tokenizer->single;
+    for (i = 0; i < frame->count; ++i)
+      if (frame->ids[i] >= tokenizer->size)
+        return ft__error(loader->context, FT_ERROR_FORMAT, "%s: post_processor: id %d, where the largest is %d",
+                         loader->path, frame->ids[i], tokenizer->size - 1);
+  }
+  for (i = 0; i < tokenizer->added_count; ++i)
+    if (ft__added_pattern(loader, &tokenizer->added[i]) != FT_OK) return loader->context->status;
+  if (!ft__matcher_build(tokenizer, &tokenizer->raw, false) ||
+      !ft__matcher_build(tokenizer, &tokenizer->normalized, true))
+    return loader->context->status;
+  for (byte = 0; byte < 128; ++byte) {
+    int property = tokenizer->properties[byte];
+    char piece = (char)byte;
+    int32_t id = tokenizer->longest_word > 0 ? ft__vocabulary_find(&tokenizer->vocabulary, &piece, 1) : -1;
+    tokenizer->punctuation_ids[byte] = id >= 0 ? id : tokenizer->unknown_id;
+    if (property & FT__DELETED && normalizer->clean_text) continue;
+    tokenizer->ascii[byte] = (uint8_t)(property & (FT__WHITESPACE | FT__PUNCTUATION));
+    if (tokenizer->ascii[byte]) continue;
+    tokenizer->fold[byte] = (uint8_t)(normalizer->lowercase ? ft__unicode_lower_case((uint32_t)byte) : (uint32_t)byte);
+  }
+  return FT_OK;
+}
+
+/* No added token may be listed twice. */
+static ft_status ft__added_check(ft__loader *loader) {
+  ft_context *context = loader->context;
+  ft_tokenizer *tokenizer = loader->tokenizer;
+  size_t room = (size_t)tokenizer->added_count * sizeof(ft__name);
+  ft__name *names = (ft__name *)ft__allocate(context, room), *spare = (ft__name *)ft__allocate(context, room);
+  const ft__name *repeated = NULL;
+  int64_t i;
+  ft_status status = names && spare ? FT_OK : FT_ERROR_MEMORY;
+  if (status == FT_OK) {
+    for (i = 0; i < tokenizer->added_count; ++i)
+      names[i] = ft__name_make(tokenizer->added[i].content, tokenizer->added[i].length, i);
+    ft__names_sort(names, spare, tokenizer->added_count);
+    repeated = ft__names_repeated(names, tokenizer->added_count);
+  }
+  if (repeated)
+    status = ft__error(context, FT_ERROR_FORMAT, "%s: added token \"%.100s\" is listed twice", loader->path,
+                       tokenizer->added[repeated->position].content);
+  ft__release(context, spare);
+  ft__release(context, names);
+  return status;
+}
+
+static void ft__set_max_length(ft_tokenizer *tokenizer, const ft_json *config) {
+  const ft_json *length = ft_json_get(config, "model_max_length");
+  if (length && length->type == FT_JSON_NUMBER && length->number >= 1 && length->number < 1e9)
+    tokenizer->max_length = (int)length->number;
+}
+
+/* Keeps the directory's files; messages about file i name paths[i]. */
+static ft_status ft__keep_files(ft__loader *loader, const char *directory, char *paths[FT__KEPT_FILES]) {
+  ft_context *context = loader->context;
+  ft_tokenizer *tokenizer = loader->tokenizer;
+  int i;
+  for (i = 0; i < FT__KEPT_FILES; ++i) {
+    paths[i] = ft__path_join(context, directory, ft__kept_names[i]);
+    if (!paths[i]) return FT_ERROR_MEMORY;
+    if (!ft__file_exists(paths[i])) continue;
+    tokenizer->kept[i].bytes = ft__file_read(context, paths[i], &tokenizer->kept[i].size);
+    if (!tokenizer->kept[i].bytes) return context->status;
+  }
+  if (!tokenizer->kept[0].bytes && !tokenizer->kept[1].bytes)
+    return ft__error(context, FT_ERROR_FILE, "%s holds neither tokenizer.json nor vocab.txt", directory);
+  return FT_OK;
+}
+
+/* Parses kept file `index` into *json (NULL if there is none). */
+static bool ft__parse_kept(ft__loader *loader, int index, const char *path, ft_json **json) {
+  ft_tokenizer *tokenizer = loader->tokenizer;
+  *json = NULL;
+  if (!tokenizer->kept[index].bytes) return true;
+  *json = ft_json_parse(loader->context, tokenizer->kept[index].bytes, tokenizer->kept[index].size, path);
+  if (*json && (*json)->type != FT_JSON_OBJECT) {
+    ft__error(loader->context, FT_ERROR_FORMAT, "%s: the file holds no JSON object", path);
+    return false;
+  }
+  return *json != NULL;
+}
+
+/* A tokenizer from vocab.txt. config and map: tokenizer_config.json and special_tokens_map.json, or NULL. */
+static ft_status ft__load_from_text(ft__loader *loader, const ft_json *config, const ft_json *map, const char *path,
+                                    const char *config_path) {
+  ft_tokenizer *tokenizer = loader->tokenizer;
+  ft_status status;
+  loader->path = path;
+  tokenizer->longest_word = 100;
+  status = ft__set_prefix(loader, "##", 2);
+  if (status == FT_OK) status = ft__load_vocabulary_text(loader, tokenizer->kept[1].bytes, tokenizer->kept[1].size);
+  if (config) loader->path = config_path;
+  if (status == FT_OK) status = ft__load_config(loader, config, map);
+  if (status == FT_OK && tokenizer->unknown_id >= tokenizer->vocabulary.size)
+    status =
+        ft__error(loader->context, FT_ERROR_FORMAT, "%s: the unknown token \"%.100s\" is not among the %lld pieces",
+                  path, ft_tokenizer_token(tokenizer, tokenizer->unknown_id), (long long)tokenizer->vocabulary.count);
+  return status;
+}
+
+/* A file of older days that would add tokens beside vocab.txt. */
+static ft_status ft__refuse_added_json(ft__loader *loader, const char *directory, const ft_json *config) {
+  char *path = ft__path_join(loader->context, directory, "added_tokens.json");
+  ft_status status = path ? FT_OK : FT_ERROR_MEMORY;
+  if (path && ft__file_exists(path) && !ft_json_get(config, "added_tokens_decoder"))
+    status = ft__error(loader->context, FT_ERROR_UNSUPPORTED,
+                       "%s is not supported: save the tokenizer as tokenizer.json", path);
+  ft__release(loader->context, path);
+  return status;
+}
+
+static ft_status ft__load_files(ft__loader *loader, const char *directory, char *paths[FT__KEPT_FILES]) {
+  ft_context *context = loader->context;
+  ft_tokenizer *tokenizer = loader->tokenizer;
+  ft_json *json = NULL, *config = NULL, *map = NULL;
+  const ft_json *lower;
+  bool from_json = tokenizer->kept[0].bytes != NULL;
+  ft_status status = FT_OK;
+  if (!ft__parse_kept(loader, 0, paths[0], &json) || !ft__parse_kept(loader, 2, paths[2], &config) ||
+      (!from_json && !ft__parse_kept(loader, 3, paths[3], &map)))
+    status = context->status;
+  loader->path = paths[0];
+  if (status == FT_OK && from_json) status = ft__load_tokenizer_json(loader, json);
+  if (status == FT_OK && !from_json) status = ft__refuse_added_json(loader, directory, config);
+  if (status == FT_OK && !from_json) status = ft__load_from_text(loader, config, map, paths[1], paths[2]);
+  if (status == FT_OK) ft__set_max_length(tokenizer, config);
+  if (status == FT_OK) status = ft__added_check(loader);
+  if (status == FT_OK) status = ft__tokenizer_finish(loader);
+  lower = ft_json_get(config, "do_lower_case");
+  if (status == FT_OK && lower && lower->type == FT_JSON_BOOLEAN && lower->boolean != tokenizer->normalizer.lowercase)
+    ft__log(context, FT_LOG_WARNING, "%s: do_lower_case differs from the normalizer in %s, which counts", paths[2],
+            paths[0]);
+  ft_json_free(map);
+  ft_json_free(config);
+  ft_json_free(json);
+  return status;
+}
+
+FT_API ft_tokenizer *ft_tokenizer_load(ft_context *context, const char *directory) {
+  char *paths[FT__KEPT_FILES] = {NULL, NULL, NULL, NULL};
+  ft__loader loader;
+  ft_tokenizer *tokenizer;
+  ft_status status;
+  int i;
+  if (!context) return NULL;
+  if (!directory) return (ft_tokenizer *)ft__null_argument(context, "ft_tokenizer_load needs a directory");
+  tokenizer = (ft_tokenizer *)ft__allocate_zero(context, sizeof *tokenizer);
+  if (!tokenizer) return NULL;
+  tokenizer->owner = context;
+  tokenizer->kind = FT__WORDPIECE;
+  tokenizer->largest_added = -1;
+  tokenizer->pair.pair_type = 1;
+#ifdef FT_NAIVE
+  tokenizer->plain = true;
+#endif
+  loader.context = context;
+  loader.tokenizer = tokenizer;
+  loader.path = directory;
+  tokenizer->properties = (uint8_t *)ft__allocate(context, FT__CODE_POINTS);
+  status = tokenizer->properties ? FT_OK : FT_ERROR_MEMORY;
+  if (status == FT_OK) {
+    ft__unicode_properties(tokenizer->properties);
+    tokenizer->normalizer.properties = tokenizer->properties;
+    status = ft__keep_files(&loader, directory, paths);
+  }
+  if (status == FT_OK) status = ft__load_files(&loader, directory, paths);
+  for (i = 0; i < FT__KEPT_FILES; ++i) ft__release(context, paths[i]);
+  if (status == FT_OK) return tokenizer;
+  ft_tokenizer_free(tokenizer);
+  return NULL;
+}
+
+FT_API void ft_tokenizer_free(ft_tokenizer *tokenizer) {
+  ft_context *context;
+  int64_t i;
+  if (!tokenizer) return;
+  context = tokenizer->owner;
+  for (i = 0; i < tokenizer->added_count; ++i) {
+    ft__release(context, tokenizer->added[i].content);
+    ft__release(context, tokenizer->added[i].pattern);
+  }
+  for (i = 0; i < FT__KEPT_FILES; ++i) ft__release(context, tokenizer->kept[i].bytes);
+  ft__release(context, tokenizer->added);
+  ft__release(context, (void *)tokenizer->raw.sorted);
+  ft__release(context, (void *)tokenizer->normalized.sorted);
+  ft__release(context, tokenizer->single.ids);
+  ft__release(context, tokenizer->single.types);
+  ft__release(context, tokenizer->pair.ids);
+  ft__release(context, tokenizer->pair.types);
+  ft__release(context, tokenizer->vocabulary.text);
+  ft__release(context, tokenizer->vocabulary.starts);
+  ft__release(context, tokenizer->vocabulary.lengths);
+  ft__release(context, tokenizer->vocabulary.words.slots);
+  ft__release(context, tokenizer->vocabulary.words.filter);
+  ft__release(context, tokenizer->vocabulary.continuations.slots);
+  ft__release(context, tokenizer->vocabulary.continuations.filter);
+  ft__release(context, tokenizer->prefix);
+  ft__release(context, tokenizer->properties);
+  ft__release(context, tokenizer);
+}
+
+FT_API int ft_tokenizer_size(const ft_tokenizer *tokenizer) { return tokenizer ? tokenizer->size : 0; }
+
+FT_API const char *ft_tokenizer_token(const ft_tokenizer *tokenizer, int32_t id) {
+  int64_t i;
+  if (!tokenizer || id < 0) return NULL;
+  if (id < tokenizer->vocabulary.size && tokenizer->vocabulary.starts[id] != FT__NO_PIECE)
+    return tokenizer->vocabulary.text + tokenizer->vocabulary.starts[id];
+  for (i = 0; i < tokenizer->added_count; ++i)
+    if (tokenizer->added[i].id == id) return tokenizer->added[i].content;
+  return NULL;
+}
+
+FT_API int32_t ft_tokenizer_id(const ft_tokenizer *tokenizer, const char *token) {
+  const ft__added_token *added;
+  if (!tokenizer || !token) return -1;
+  added = ft__added_find(tokenizer, token, strlen(token));
+  return added ? added->id : ft__vocabulary_find(&tokenizer->vocabulary, token, strlen(token));
+}
+
+FT_API int ft_tokenizer_max_length(const ft_tokenizer *tokenizer) { return tokenizer ? tokenizer->max_length : 0; }
+
+FT_API ft_status ft_tokenizer_save(ft_context *context, const ft_tokenizer *tokenizer, const char *directory) {
+  static const char usual[] = "{\n  \"do_lower_case\": true,\n  \"tokenizer_class\": \"BertTokenizer\"\n}\n";
+  ft_status status;
+  int i;
+  if (!tokenizer || !directory) {
+    ft__null_argument(context, "ft_tokenizer_save needs a tokenizer and a directory");
+    return context->status;
+  }
+  status = ft__directory_create(context, directory);
+  for (i = 0; i < FT__KEPT_FILES && status == FT_OK; ++i) {
+    const char *bytes = tokenizer->kept[i].bytes;
+    size_t size = tokenizer->kept[i].size;
+    char *path;
+    if (i == 2 && !bytes && !tokenizer->kept[0].bytes) bytes = usual, size = sizeof usual - 1; /* beside vocab.txt */
+    if (!bytes) continue;
+    path = ft__path_join(context, directory, ft__kept_names[i]);
+    status = path ? ft__file_write(context, path, bytes, size) : FT_ERROR_MEMORY;
+    ft__release(context, path);
+  }
+  return status;
+}
+/* =====================================================================================================================
+   >>kernels
+
+   The processor's back end. Every operation is first written as the plain loop that defines it (ft__name_plain): the
+   formula, forward and backward side by side, with sums in double. Where time matters a fast version (ft__name_fast)
+   stands beside it, and the tests compare the two. FT_NAIVE, FT_REAL double, and compilers without GNU vector
+   extensions leave only the plain ones.
+
+   Back-end memory is host memory here, so "opaque" addresses are ordinary pointers. */
+
+/* FT_REAL double implies FT_NAIVE: paste the type's name to a prefix and ask what that macro is. */
+#define FT__REAL_IS_float 0
+#define FT__REAL_IS_double 1
+#define FT__REAL_PASTE(prefix, type) prefix##type
+#define FT__REAL_IS(type) FT__REAL_PASTE(FT__REAL_IS_, type)
+#if defined(FT_NAIVE) || FT__REAL_IS(FT_REAL) || !defined(__GNUC__) || (!defined(__clang__) && __GNUC__ < 9) || \
+    __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#define FT__FAST 0
+#else
+#define FT__FAST 1
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Memory. Blocks start at multiples of 64 bytes (a cache line, and the widest vector); the address that the allocator
+   gave stands just before the block. */
+
+static void *ft__cpu_allocate(ft_context *context, size_t bytes) {
+  char *original, *block;
+  if (bytes > SIZE_MAX - 128) return NULL;
+  original = (char *)ft__allocate(context, bytes + 64 + sizeof(void *));
+  if (!original) return NULL;
+  block = original + sizeof(void *);
+  block += (64 - (uintptr_t)block % 64) % 64;
+  memcpy(block - sizeof(void *), &original, sizeof(void *));
+  return block;
+}
+
+static void ft__cpu_release(ft_context *context, void *buffer) {
+  void *original;
+  if (!buffer) return;
+  memcpy(&original, (char *)buffer - sizeof(void *), sizeof(void *));
+  ft__release(context, original);
+}
+
+static void ft__cpu_write(ft_context *context, void *buffer, const void *host, size_t bytes) {
+  (void)context;
+  if (bytes) memcpy(buffer, host, bytes);
+}
+
+static void ft__cpu_read(ft_context *context, const void *buffer, void *host, size_t bytes) {
+  (void)context;
+  if (bytes) memcpy(host, buffer, bytes);
+}
+
+static void ft__cpu_zero(ft_context *context, void *buffer, size_t bytes) {
+  (void)context;
+  if (bytes) memset(buffer, 0, bytes);
+}
+
+#if FT__FAST
+/* ---------------------------------------------------------------------------------------------------------------------
+   Vectors and instruction sets. Fast kernels are written once, in GNU vector extensions, on vectors of 16 numbers; the
+   compiler makes of each operation one AVX-512 instruction, two of AVX2, or four of SSE or NEON. What is compiled for
+   what is said by FT__TASKS: it wraps an always-inlined body in one function per instruction set, and the processor
+   picks one when the program runs. Since 64-byte vectors must not be passed between functions compiled for different
+   sets, helpers take their addresses; inlining leaves nothing of that. */
+
+#if defined(__clang__)
+#define FT__ATTRIBUTES_GENERIC
+#define FT__ATTRIBUTES_AVX2 __attribute__((target("avx2,fma"), min_vector_width(256)))
+#define FT__ATTRIBUTES_AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"), min_vector_width(512)))
+#else /* with -std=c99, gcc fuses a * b + c into one instruction only when told to */
+#define FT__ATTRIBUTES_GENERIC __attribute__((optimize("fp-contract=fast")))
+#define FT__ATTRIBUTES_AVX2 __attribute__((target("avx2,fma"), optimize("fp-contract=fast")))
+#define FT__ATTRIBUTES_AVX512 \
+  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"), optimize("fp-contract=fast")))
+#endif
+#define FT__INLINE static inline __attribute__((always_inline))
+
+typedef enum ft__instruction_set { FT__GENERIC = 0, FT__AVX2, FT__AVX512, FT__INSTRUCTION_SETS } ft__instruction_set;
+
+/* static const ft__task name_tasks[]: the body `name`, compiled for each instruction set. */
+#if defined(__x86_64__)
+#define FT__TASKS(name)                                                           \
+  FT__ATTRIBUTES_GENERIC                                                          \
+  static void name##_generic(void *argument, int64_t piece, int thread) {         \
+    name(argument, piece, thread);                                                \
+  }                                                                               \
+  FT__ATTRIBUTES_AVX2                                                             \
+  static void name##_avx2(void *argument, int64_t piece, int thread) {            \
+    name(argument, piece, thread);                                                \
+  }                                                                               \
+  FT__ATTRIBUTES_AVX512                                                           \
+  static void name##_avx512(void *argument, int64_t piece, int thread) {          \
+    name(argument, piece, thread);                                                \
+  }                                                                               \
+  static const ft__task name##_tasks[] = {name##_generic, name##_avx2, name##_avx512};
+#else
+#define FT__TASKS(name)                                                   \
+  FT__ATTRIBUTES_GENERIC                                                  \
+  static void name##_generic(void *argument, int64_t piece, int thread) { \
+    name(argument, piece, thread);                                        \
+  }                                                                       \
+  static const ft__task name##_tasks[] = {name##_generic};
+#endif
+
+static ft__instruction_set ft__instruction_set_best(void) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return FT__AVX512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return FT__AVX2;
+#endif
+  return FT__GENERIC;
+}
+
+/* The tests define this before they include the header, to try every set that the processor has. */
+#ifndef FT__INSTRUCTION_SET
+#define FT__INSTRUCTION_SET() ft__instruction_set_best()
+#endif
+
+typedef float ft__vector __attribute__((vector_size(64)));
+typedef int32_t ft__integers __attribute__((vector_size(64)));
+typedef uint32_t ft__word_lanes __attribute__((vector_size(64)));
+typedef uint64_t ft__longs __attribute__((vector_size(64)));
+typedef uint8_t ft__bytes __attribute__((vector_size(16)));
+typedef float ft__vector_memory __attribute__((vector_size(64), aligned(4), may_alias)); /* anywhere in memory */
+typedef float ft__quad __attribute__((vector_size(16)));
+typedef float ft__quad_memory __attribute__((vector_size(16), aligned(4), may_alias));
+enum { FT__LANES = 16 };
+
+/* Bit by bit, so that it holds for any compiler: a comparison gives -1 (true) or 0 in each lane. */
+#define FT__SELECT(condition, a, b) \
+  ((ft__vector)(((condition) & (ft__integers)(a)) | (~(condition) & (ft__integers)(b))))
+
+FT__INLINE void ft__fill(ft__vector *v, float x) {
+  ft__vector zero = {0};
+  *v = x - zero;
+}
+
+/* The first `count` numbers of x, the rest 0; a whole vector if count >= 16. */
+FT__INLINE void ft__load(ft__vector *v, const float *x, int64_t count) {
+  if (count >= FT__LANES) {
+    *v = *(const ft__vector_memory *)x;
+  } else {
+    float part[FT__LANES] = {0};
+    memcpy(part, x, (size_t)count * sizeof(float));
+    *v = *(const ft__vector_memory *)part;
+  }
+}
+
+FT__INLINE void ft__store(float *x, const ft__vector *v, int64_t count) {
+  if (count >= FT__LANES) {
+    *(ft__vector_memory *)x = *v;
+  } else {
+    float part[FT__LANES];
+    *(ft__vector_memory *)part = *v;
+    memcpy(x, part, (size_t)count * sizeof(float));
+  }
+}
+
+/* x (+)= v, `count` lanes */
+FT__INLINE void ft__write(float *x, const ft__vector *v, int64_t count, bool accumulate) {
+  ft__vector sum = *v, old;
+  if (accumulate) {
+    ft__load(&old, x, count);
+    sum = sum + old;
+  }
+  ft__store(x, &sum, count);
+}
+
+FT__INLINE float ft__sum_lanes(const ft__vector *v) {
+  float lane[FT__LANES];
+  int half, i;
+  *(ft__vector_memory *)lane = *v;
+  for (half = FT__LANES / 2; half > 0; half /= 2)
+    for (i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+FT__INLINE float ft__largest_lane(const ft__vector *v) {
+  float lane[FT__LANES];
+  int i;
+  *(ft__vector_memory *)lane = *v;
+  for (i = 1; i < FT__LANES; ++i)
+    if (lane[i] > lane[0]) lane[0] = lane[i];
+  return lane[0];
+}
+
+/* x = exp(x), to 2e-7 relative; 0 below -104, infinite above 88.7. With n = round(x / log 2), exp(x) = 2^n exp(r) where
+   r = x - n log 2 is at most log(2) / 2 in size, and exp(r) is a polynomial. log 2 is split in 355/512, whose product
+   with n is exact, and a small rest; clearing the last bit between the two subtractions costs nothing that counts, and
+   keeps -Ofast from joining them. */
+FT__INLINE void ft__vector_exp(ft__vector *x) {
+  ft__vector v = *x, low, high, r, p;
+  ft__integers n, n1;
+  ft__fill(&low, -104.0f);
+  ft__fill(&high, 89.0f);
+  v = FT__SELECT(v < low, low, v);
+  v = FT__SELECT(v > high, high, v);
+  r = (ft__vector)(((ft__integers)v & INT32_MIN) | 0x3F000000); /* 0.5 with the sign of v */
+  n = __builtin_convertvector(v * 1.44269504f + r, ft__integers);
+  r = v - __builtin_convertvector(n, ft__vector) * 0.693359375f;
+  r = (ft__vector)((ft__integers)r & ~1);
+  r = r + __builtin_convertvector(n, ft__vector) * 2.12194440e-4f;
+  p = r * 0.00138142204f + 0.00836889911f;
+  p = p * r + 0.0416684076f;
+  p = p * r + 0.166665196f;
+  p = p * r + 0.49999994f;
+  p = p * (r * r) + r + 1.0f;
+  n1 = n >> 1; /* 2^n in two factors, for the ends of the range */
+  *x = p * (ft__vector)((n1 + 127) << 23) * (ft__vector)((n - n1 + 127) << 23);
+}
+
+/* x = sqrt(x) for x >= 1e-37, less counts as that: Newton's iteration for 1 / sqrt(x) from a guess that halves the
+   exponent, then one for the root itself. There is no vector square root that all compilers share. */
+FT__INLINE void ft__vector_sqrt(ft__vector *x) {
+  ft__vector v = *x, smallest, y, root;
+  int i;
+  ft__fill(&smallest, 1e-37f);
+  v = FT__SELECT(v < smallest, smallest, v);
+  y = (ft__vector)(0x5F375A86 - ((ft__integers)v >> 1));
+  for (i = 0; i < 3; ++i) y = y * (1.5f - 0.5f * (v * y) * y);
+  root = v * y;
+  *x = root + 0.5f * y * (v - root * root);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Functions of one number, y = f(x), and their derivatives dx = dy f'(x). With the standard normal distribution's
+   density phi and distribution function Phi, GELU(x) = x Phi(x), so GELU'(x) = Phi(x) + x phi(x). */
+
+static double ft__sigmoid(double x) { return 1 / (1 + exp(-x)); }
+
+/* The inside of GELU's tanh approximation, sqrt(2 / pi) (x + 0.044715 x^3). */
+static double ft__gelu_inner(double x) { return 0.7978845608028654 * (x + 0.044715 * x * x * x); }
+
+static double ft__unary_value(ft_unary kind, double x) {
+  switch (kind) {
+    case FT_GELU: return 0.5 * x * (1 + erf(x * 0.7071067811865476));
+    case FT_GELU_TANH: return 0.5 * x * (1 + tanh(ft__gelu_inner(x)));
+    case FT_RELU: return x > 0 ? x : 0;
+    case FT_SILU: return x * ft__sigmoid(x);
+    case FT_TANH: return tanh(x);
+    case FT_SIGMOID: return ft__sigmoid(x);
+    case FT_EXP: return exp(x);
+    case FT_LOG: return log(x);
+    default: return x;
+  }
+}
+
+/* f'(x), where y = f(x) */
+static double ft__unary_derivative(ft_unary kind, double x, double y) {
+  double t;
+  switch (kind) {
+    case FT_GELU: return 0.5 * (1 + erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * exp(-0.5 * x * x);
+    case FT_GELU_TANH:
+      t = tanh(ft__gelu_inner(x));
+      return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+    case FT_RELU: return x > 0;
+    case FT_SILU: t = ft__sigmoid(x); return t * (1 + x * (1 - t));
+    case FT_TANH: return 1 - y * y;
+    case FT_SIGMOID: return y * (1 - y);
+    case FT_EXP: return y;
+    case FT_LOG: return 1 / x;
+    default: return 1;
+  }
+}
+
+static void ft__unary_plain(ft_context *context, ft_unary kind, int64_t count, const ft_real *x, ft_real *y) {
+  int64_t i;
+  (void)context;
+  for (i = 0; i < count; ++i) y[i] = (ft_real)ft__unary_value(kind, (double)x[i]);
+}
+
+static void ft__unary_backward_plain(ft_context *context, ft_unary kind, int64_t count, const ft_real *x,
+                                     const ft_real *y, const ft_real *dy, ft_real *dx, bool accumulate) {
+  int64_t i;
+  (void)context;
+  for (i = 0; i < count; ++i) {
+    ft_real gradient = (ft_real)((double)dy[i] * ft__unary_derivative(kind, (double)x[i], (double)y[i]));
+    dx[i] = accumulate ? dx[i] + gradient : gradient;
+  }
+}
+
+#if FT__FAST
+/* phi = the normal density at x, Phi = the distribution function, to 3e-7 of min(Phi, 1 - Phi) for |x| < 4 and 1e-9
+   absolute beyond. Phi(-z) for z >= 0 is exp(-z^2 / 2) times a function that falls slowly from 1/2 to 0.4 / z; in
+   t = 1 / (1 + 0.3 z) this is a polynomial to within 4e-8. */
+FT__INLINE void ft__vector_normal(const ft__vector *x, ft__vector *phi, ft__vector *Phi) {
+  ft__vector v = *x, e = v * v * -0.5f, t, p;
+  ft__integers negative = v < 0.0f;
+  ft__vector_exp(&e);
+  t = 1.0f / (1.0f + 0.3f * FT__SELECT(negative, -v, v));
+  p = 0.0366420969f * t - 0.160798118f;
+  p = p * t + 0.211599648f;
+  p = p * t - 0.0573843531f;
+  p = p * t + 0.129731134f;
+  p = p * t + 0.0998815596f;
+  p = p * t + 0.120687969f;
+  p = p * t + 0.119640082f;
+  p = p * t * e;
+  *Phi = FT__SELECT(negative, p, 1.0f - p);
+  *phi = e * 0.398942280f;
+}
+
+/* x = sigmoid(x) = 1 / (1 + exp(-x)), slope = sigmoid(x) (1 - sigmoid(x)): from exp(-|x|), so that neither cancels. */
+FT__INLINE void ft__vector_sigmoid(ft__vector *x, ft__vector *slope) {
+  ft__vector v = *x, e, s;
+  ft__integers negative = v < 0.0f;
+  e = FT__SELECT(negative, v, -v);
+  ft__vector_exp(&e);
+  s = 1.0f / (1.0f + e);
+  e = e * s;
+  *x = FT__SELECT(negative, e, s);
+  *slope = e * s;
+}
+
+/* x = tanh(x): a polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel. */
+FT__INLINE void ft__vector_tanh(ft__vector *x) {
+  ft__vector v = *x, square = v * v, e = v + v, p;
+  ft__integers small = square < 0.36f;
+  ft__vector_exp(&e);
+  p = -0.00566687481f * square + 0.0206060911f;
+  p = p * square - 0.0537299849f;
+  p = p * square + 0.133313313f;
+  p = p * square - 0.333332777f;
+  p = p * square * v + v;
+  *x = FT__SELECT(small, p, 1.0f - 2.0f / (e + 1.0f));
+}
+
+/* x = f(x); FT_LOG is left to the plain loop */
+FT__INLINE void ft__vector_unary(ft_unary kind, ft__vector *x) {
+  ft__vector v = *x, a, b;
+  ft__integers positive = v > 0.0f;
+  switch (kind) {
+    case FT_GELU: ft__vector_normal(&v, &a, &b), *x = v * b; break;
+    case FT_GELU_TANH:
+      a = 1.59576912f * v * (1.0f + 0.044715f * v * v);
+      ft__vector_sigmoid(&a, &b); /* (1 + tanh(z)) / 2 = sigmoid(2 z) */
+      *x = v * a;
+      break;
+    case FT_RELU: *x = (ft__vector)((ft__integers)v & positive); break;
+    case FT_SILU: ft__vector_sigmoid(&v, &b), *x = *x * v; break;
+    case FT_TANH: ft__vector_tanh(x); break;
+    case FT_SIGMOID: ft__vector_sigmoid(x, &b); break;
+    case FT_EXP: ft__vector_exp(x); break;
+    default: break;
+  }
+}
+
+/* x = f'(x), where y = f(x) */
+FT__INLINE void ft__vector_derivative(ft_unary kind, ft__vector *x, const ft__vector *y) {
+  ft__vector v = *x, a, b;
+  ft__integers positive = v > 0.0f;
+  switch (kind) {
+    case FT_GELU: ft__vector_normal(&v, &a, &b), *x = b + v * a; break;
+    case FT_GELU_TANH:
+      a = 1.59576912f * v * (1.0f + 0.044715f * v * v);
+      ft__vector_sigmoid(&a, &b);
+      *x = a + v * b * (1.59576912f * (1.0f + 0.134145f * v * v));
+      break;
+    case FT_RELU: ft__fill(&a, 1.0f), *x = (ft__vector)((ft__integers)a & positive); break;
+    case FT_SILU: a = v, ft__vector_sigmoid(&a, &b), *x = a + v * b; break;
+    case FT_TANH: *x = 1.0f - *y * *y; break;
+    case FT_SIGMOID: *x = *y * (1.0f - *y); break;
+    case FT_EXP: *x = *y; break;
+    default: ft__fill(x, 1.0f);
+  }
+}
+
+enum { FT__PIECE = 16384 }; /* elements that a thread takes at a time; a multiple of 64 */
+
+static int64_t ft__pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+static int64_t ft__smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+typedef struct ft__unary_job {
+  ft_unary kind;
+  int64_t count;
+  const float *x, *y_given, *dy;
+  float *y, *dx;
+  bool accumulate;
+} ft__unary_job;
+
+FT__INLINE void ft__unary_piece(void *argument, int64_t piece, int thread) {
+  const ft__unary_job *job = (const ft__unary_job *)argument;
+  int64_t i, end = ft__smaller(job->count, (piece + 1) * FT__PIECE);
+  (void)thread;
+  for (i = piece * FT__PIECE; i < end; i += FT__LANES) {
+    ft__vector v;
+    ft__load(&v, job->x + i, end - i);
+    ft__vector_unary(job->kind, &v);
+    ft__store(job->y + i, &v, end - i);
+  }
+}
+FT__TASKS(ft__unary_piece)
+
+FT__INLINE void ft__unary_backward_piece(void *argument, int64_t piece, int thread) {
+  const ft__unary_job *job = (const ft__unary_job *)argument;
+  int64_t i, end = ft__smaller(job->count, (piece + 1) * FT__PIECE);
+  (void)thread;
+  for (i = piece * FT__PIECE; i < end; i += FT__LANES) {
+    ft__vector v, y, dy;
+    ft__load(&v, job->x + i, end - i);
+    ft__load(&y, job->y_given + i, end - i);
+    ft__load(&dy, job->dy + i, end - i);
+    ft__vector_derivative(job->kind, &v, &y);
+    v = v * dy;
+    ft__write(job->dx + i, &v, end - i, job->accumulate);
+  }
+}
+FT__TASKS(ft__unary_backward_piece)
+
+static void ft__unary_fast(ft_context *context, ft_unary kind, int64_t count, const float *x, float *y) {
+  ft__unary_job job;
+  memset(&job, 0, sizeof job);
+  job.kind = kind, job.count = count, job.x = x, job.y = y;
+  if (kind == FT_LOG)
+    ft__unary_plain(context, kind, count, x, y);
+  else
+    ft__parallel_for(context, ft__pieces(count, FT__PIECE), ft__unary_piece_tasks[FT__INSTRUCTION_SET()], &job);
+}
+
+static void ft__unary_backward_fast(ft_context *context, ft_unary kind, int64_t count, const float *x, const float *y,
+                                    const float *dy, float *dx, bool accumulate) {
+  ft__unary_job job;
+  memset(&job, 0, sizeof job);
+  job.kind = kind, job.count = count, job.x = x, job.y_given = y, job.dy = dy, job.dx = dx, job.accumulate = accumulate;
+  if (kind == FT_LOG)
+    ft__unary_backward_plain(context, kind, count, x, y, dy, dx, accumulate);
+  else
+    ft__parallel_for(context, ft__pieces(count, FT__PIECE), ft__unary_backward_piece_tasks[FT__INSTRUCTION_SET()], &job);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Elementwise arithmetic over four dimensions with strides, for teaching and for the odd corners of a model. */
+
+static ft_real ft__binary_value(ft_binary kind, ft_real a, ft_real b) {
+  switch (kind) {
+    case FT_ADD: return a + b;
+    case FT_SUBTRACT: return a - b;
+    case FT_MULTIPLY: return a * b;
+    default: return a / b;
+  }
+}
+
+static void ft__binary_plain(ft_context *context, ft_binary kind, const int64_t *shape, const ft_real *a,
+                             const int64_t *a_stride, const ft_real *b, const int64_t *b_stride, ft_real *y) {
+  int64_t i, j, k, l;
+  (void)context;
+  for (i = 0; i < shape[0]; ++i)
+    for (j = 0; j < shape[1]; ++j)
+      for (k = 0; k < shape[2]; ++k) {
+        const ft_real *a_row = a + i * a_stride[0] + j * a_stride[1] + k * a_stride[2];
+        const ft_real *b_row = b + i * b_stride[0] + j * b_stride[1] + k * b_stride[2];
+        for (l = 0; l < shape[3]; ++l) *y++ = ft__binary_value(kind, a_row[l * a_stride[3]], b_row[l * b_stride[3]]);
+      }
+}
+
+static void ft__accumulate_plain(ft_context *context, const int64_t *shape, ft_real scale, const ft_real *x,
+                                 const int64_t *x_stride, ft_real *y, const int64_t *y_stride) {
+  int64_t i, j, k, l;
+  (void)context;
+  for (i = 0; i < shape[0]; ++i)
+    for (j = 0; j < shape[1]; ++j)
+      for (k = 0; k < shape[2]; ++k) {
+        const ft_real *x_row = x + i * x_stride[0] + j * x_stride[1] + k * x_stride[2];
+        ft_real *y_row = y + i * y_stride[0] + j * y_stride[1] + k * y_stride[2];
+        for (l = 0; l < shape[3]; ++l) y_row[l * y_stride[3]] += scale * x_row[l * x_stride[3]];
+      }
+}
+
+#if FT__FAST
+/* Where both operands lie without gaps, as gradients do, the four dimensions are one. */
+static bool ft__strides_contiguous(const int64_t *shape, const int64_t *stride) {
+  int64_t expected = 1;
+  int i;
+  for (i = 3; i >= 0; expected *= shape[i--])
+    if (shape[i] != 1 && stride[i] != expected) return false;
+  return true;
+}
+
+typedef struct ft__accumulate_job {
+  int64_t count;
+  float scale;
+  const float *x;
+  float *y;
+} ft__accumulate_job;
+
+FT__INLINE void ft__accumulate_piece(void *argument, int64_t piece, int thread) {
+  const ft__accumulate_job *job = (const ft__accumulate_job *)argument;
+  int64_t i, end = ft__smaller(job->count, (piece + 1) * FT__PIECE);
+  (void)thread;
+  for (i = piece * FT__PIECE; i < end; i += FT__LANES) {
+    ft__vector v;
+    ft__load(&v, job->x + i, end - i);
+    v = v * job->scale;
+    ft__write(job->y + i, &v, end - i, true);
+  }
+}
+FT__TASKS(ft__accumulate_piece)
+
+static void ft__accumulate_fast(ft_context *context, const int64_t *shape, float scale, const float *x,
+                                const int64_t *x_stride, float *y, const int64_t *y_stride) {
+  ft__accumulate_job job;
+  if (!ft__strides_contiguous(shape, x_stride) || !ft__strides_contiguous(shape, y_stride)) {
+    ft__accumulate_plain(context, shape, scale, x, x_stride, y, y_stride);
+    return;
+  }
+  job.count = shape[0] * shape[1] * shape[2] * shape[3], job.scale = scale, job.x = x, job.y = y;
+  ft__parallel_for(context, ft__pieces(job.count, FT__PIECE), ft__accumulate_piece_tasks[FT__INSTRUCTION_SET()], &job);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Softmax of each row: y_j = exp(x_j - max) / sum_l exp(x_l - max), and dx_j += y_j (dy_j - sum_l dy_l y_l). */
+
+static void ft__softmax_plain(ft_context *context, int64_t rows, int64_t columns, const ft_real *x, ft_real *y) {
+  int64_t i, j;
+  (void)context;
+  for (i = 0; i < rows; ++i, x += columns, y += columns) {
+    ft_real largest = columns ? x[0] : 0;
+    double sum = 0;
+    for (j = 1; j < columns; ++j)
+      if (x[j] > largest) largest = x[j];
+    for (j = 0; j < columns; ++j) sum += exp((double)(x[j] - largest));
+    for (j = 0; j < columns; ++j) y[j] = (ft_real)(exp((double)(x[j] - largest)) / sum);
+  }
+}
+
+static void ft__softmax_backward_plain(ft_context *context, int64_t rows, int64_t columns, const ft_real *y,
+                                       const ft_real *dy, ft_real *dx) {
+  int64_t i, j;
+  (void)context;
+  for (i = 0; i < rows; ++i, y += columns, dy += columns, dx += columns) {
+    double sum = 0;
+    for (j = 0; j < columns; ++j) sum += (double)dy[j] * (double)y[j];
+    for (j = 0; j < columns; ++j) dx[j] += (ft_real)((double)y[j] * ((double)dy[j] - sum));
+  }
+}
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Matrix multiplication, C [m, n] (+)= activation(A [m, k] B [k, n] + bias [n]). With strides, the same function gives
+   y = x W^T + b, its input gradient dx = dy W and its weight gradient dW += dy^T x. */
+
+static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
+  int64_t i, j, p;
+  (void)context;
+  for (i = 0; i < call->m; ++i)
+    for (j = 0; j < call->n; ++j) {
+      const ft_real *a = call->a + i * call->a_row, *b = call->b + j * call->b_column;
+      ft_real *c = call->c + i * call->c_row + j;
+      double sum = call->bias ? (double)call->bias[j] : 0;
+      for (p = 0; p < call->k; ++p) sum += (double)a[p * call->a_column] * (double)b[p * call->b_row];
+      if (call->before) call->before[i * call->c_row + j] = (ft_real)sum;
+      if (call->accumulate)
+        *c += (ft_real)sum;
+      else
+        *c = (ft_real)ft__unary_value(call->activation, sum);
+    }
+}
+
+#if FT__FAST
+/* The fast product follows Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", 2008) and BLIS.
+   A tile of C, `rows` x `columns`, stays in registers while k runs: each step loads one row of B's panel and multiplies
+   it by `rows` numbers of A's panel, so that loads do not limit the multiplications. For that, blocks of A and B are
+   first copied ("packed") into panels:
+
+       A's panel of `rows` rows:        packed[p * rows + i]    = A(i, p)
+       B's panel of `columns` columns:  packed[p * columns + j] = B(p, j)
+
+   Packing makes every stride and every transposition the same, and reads memory in order. Work is cut by shape alone,
+   and each element of C is summed in the order of k, so the result does not depend on the number of threads. */
+
+typedef struct ft__micro { /* the micro-kernel of one instruction set */
+  int rows, columns;
+  void (*tile)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add); /* c (+)= a b */
+} ft__micro;
+
+enum { FT__TILE_ROWS = 14, FT__TILE_COLUMNS = 32 }; /* the largest of all sets */
+
+/* Two vectors V of each row of C are two variables each: an array might be left in memory. */
+#define FT__REPEAT_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define FT__REPEAT_8(X) FT__REPEAT_6(X) X(6) X(7)
+#define FT__REPEAT_14(X) FT__REPEAT_8(X) X(8) X(9) X(10) X(11) X(12) X(13)
+#define FT__TILE_START(i) V sum##i##_0 = zero, sum##i##_1 = zero;
+#define FT__TILE_STEP(i)        \
+  {                             \
+    V a_i = a[i] - zero;        \
+    sum##i##_0 += a_i * b0;     \
+    sum##i##_1 += a_i * b1;     \
+  }
+#define FT__TILE_END(i)                                       \
+  {                                                           \
+    V_memory *c0 = (V_memory *)(c + i * c_row), *c1 = c0 + 1; \
+    if (add) sum##i##_0 += *c0, sum##i##_1 += *c1;            \
+    *c0 = sum##i##_0, *c1 = sum##i##_1;                       \
+  }
+#define FT__TILE(name, attributes, bytes, rows)                                                                \
+  attributes static void name(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add) {  \
+    typedef float V __attribute__((vector_size(bytes)));                                                       \
+    typedef float V_memory __attribute__((vector_size(bytes), aligned(4), may_alias));                         \
+    const V zero = {0};                                                                                        \
+    int64_t p;                                                                                                 \
+    FT__REPEAT_##rows(FT__TILE_START) for (p = 0; p < k; ++p, a += rows, b += bytes / 2) {                     \
+      V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + bytes / 4);                                    \
+      FT__REPEAT_##rows(FT__TILE_STEP)                                                                         \
+    }                                                                                                          \
+    FT__REPEAT_##rows(FT__TILE_END)                                                                            \
+  }
+
+#if defined(__x86_64__)
+FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 6)
+FT__TILE(ft__tile_avx2, FT__ATTRIBUTES_AVX2, 32, 6)
+FT__TILE(ft__tile_avx512, FT__ATTRIBUTES_AVX512, 64, 14)
+static const ft__micro ft__micro_kernels[] = {{6, 8, ft__tile_generic}, {6, 16, ft__tile_avx2}, {14, 32, ft__tile_avx512}};
+#else
+FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 8)
+static const ft__micro ft__micro_kernels[] = {{8, 8, ft__tile_generic}};
+#endif
+
+#if defined(__clang__)
+#define FT__SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define FT__SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, mask_##i##j##k##l)
+#endif
+
+/* y[p * y_row + i] = x[i * x_row + p] for 4 x 4 elements */
+static inline void ft__transpose_4x4(const float *x, int64_t x_row, float *y, int64_t y_row) {
+#if !defined(__clang__)
+  typedef int32_t order __attribute__((vector_size(16)));
+  const order mask_0415 = {0, 4, 1, 5}, mask_2637 = {2, 6, 3, 7}, mask_0145 = {0, 1, 4, 5}, mask_2367 = {2, 3, 6, 7};
+#endif
+  ft__quad a = *(const ft__quad_memory *)x, b = *(const ft__quad_memory *)(x + x_row);
+  ft__quad c = *(const ft__quad_memory *)(x + 2 * x_row), d = *(const ft__quad_memory *)(x + 3 * x_row);
+  ft__quad ab01 = FT__SHUFFLE(a, b, 0, 4, 1, 5), ab23 = FT__SHUFFLE(a, b, 2, 6, 3, 7);
+  ft__quad cd01 = FT__SHUFFLE(c, d, 0, 4, 1, 5), cd23 = FT__SHUFFLE(c, d, 2, 6, 3, 7);
+  *(ft__quad_memory *)y = FT__SHUFFLE(ab01, cd01, 0, 1, 4, 5);
+  *(ft__quad_memory *)(y + y_row) = FT__SHUFFLE(ab01, cd01, 2, 3, 6, 7);
+  *(ft__quad_memory *)(y + 2 * y_row) = FT__SHUFFLE(ab23, cd23, 0, 1, 4, 5);
+  *(ft__quad_memory *)(y + 3 * y_row) = FT__SHUFFLE(ab23, cd23, 2, 3, 6, 7);
+}
+
+/* y[p * y_row + i] = x[i * x_row + p] for i < lines, p < count */
+static void ft__transpose(const float *x, int64_t x_row, float *y, int64_t y_row, int64_t lines, int64_t count) {
+  int64_t i, p, quads = lines >= 4 ? count / 4 * 4 : 0;
+  for (p = 0; p < quads; p += 4) {
+    for (i = 0; i + 4 <= lines; i += 4) ft__transpose_4x4(x + i * x_row + p, x_row, y + p * y_row + i, y_row);
+    if (i < lines) { /* the last four lines, some of them once more */
+      i = lines - 4;
+      ft__transpose_4x4(x + i * x_row + p, x_row, y + p * y_row + i, y_row);
+    }
+  }
+  for (; p < count; ++p)
+    for (i = 0; i < lines; ++i) y[p * y_row + i] = x[i * x_row + p];
+}
+
+/* One panel: packed[p * width + i] = x[i * line_stride + p * step] for i < lines <= width, 0 for the other i. */
+static void ft__pack(float *packed, int width, const float *x, int64_t line_stride, int64_t lines, int64_t step,
+                     int64_t count) {
+  int64_t i, p;
+  if (step == 1 && line_stride != 1) {
+    ft__transpose(x, line_stride, packed, width, lines, count);
+    for (p = 0; lines < width && p < count; ++p)
+      memset(packed + p * width + lines, 0, (size_t)(width - lines) * sizeof(float));
+    return;
+  }
+  for (p = 0; p < count; ++p, packed += width, x += step) {
+    i = 0;
+    if (line_stride == 1)
+      for (; i + 4 <= lines; i += 4) *(ft__quad_memory *)(packed + i) = *(const ft__quad_memory *)(x + i);
+    for (; i < lines; ++i) packed[i] = x[i * line_stride];
+    for (; i < width; ++i) packed[i] = 0;
+  }
+}
+
+/* All panels of `lines` lines. */
+static void ft__pack_all(float *packed, int width, const float *x, int64_t line_stride, int64_t lines, int64_t step,
+                         int64_t count) {
+  int64_t i;
+  for (i = 0; i < lines; i += width, packed += width * count)
+    ft__pack(packed, width, x + i * line_stride, line_stride, ft__smaller(width, lines - i), step, count);
+}
+
+/* c [m, n] (+)= a b from packed panels. Tiles that hang over the edge of c are computed beside it. */
+static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c,
+                      int64_t c_row, bool add) {
+  float edge[FT__TILE_ROWS * FT__TILE_COLUMNS];
+  int64_t i, j, row, column;
+  for (j = 0; j < n; j += micro->columns)
+    for (i = 0; i < m; i += micro->rows) {
+      const float *a_panel = a + i * k, *b_panel = b + j * k;
+      float *tile = c + i * c_row + j;
+      int64_t rows = ft__smaller(micro->rows, m - i), columns = ft__smaller(micro->columns, n - j);
+      if (rows == micro->rows && columns == micro->columns) {
+        micro->tile(k, a_panel, b_panel, tile, c_row, add);
+        continue;
+      }
+      micro->tile(k, a_panel, b_panel, edge, micro->columns, false);
+      for (row = 0; row < rows; ++row)
+        for (column = 0; column < columns; ++column) {
+          float *element = tile + row * c_row + column, value = edge[row * micro->columns + column];
+          *element = add ? *element + value : value;
+        }
+    }
+}
+
+/* Blocks: B's [256, 3072] and A's [1024, 256] fill one thread's scratch memory, which all share; a panel of B
+   (32 x 256) and one of A (14 x 256) fit the first-level cache. */
+enum { FT__BLOCK_K = 256, FT__BLOCK_M = 1024, FT__BLOCK_N = 3072, FT__GROUP_ROWS = 56, FT__GROUP_COLUMNS = 128 };
+
+typedef struct ft__product { /* one block of a product */
+  const ft_matmul_call *call;
+  const ft__micro *micro;
+  float *a, *b;                 /* packed */
+  int64_t m0, m, n0, n, k0, k;  /* where the block starts, and its size */
+  int64_t a_panels;             /* to pack; pieces beyond these are panels of B */
+  int64_t group_rows, group_columns, column_groups;
+} ft__product;
+
+static void ft__product_pack(void *argument, int64_t piece, int thread) {
+  const ft__product *job = (const ft__product *)argument;
+  const ft_matmul_call *call = job->call;
+  bool is_a = piece < job->a_panels;
+  int width = is_a ? job->micro->rows : job->micro->columns;
+  int64_t first = (is_a ? piece : piece - job->a_panels) * width;
+  (void)thread;
+  if (is_a)
+    ft__pack(job->a + first * job->k, width, call->a + (job->m0 + first) * call->a_row + job->k0 * call->a_column,
+             call->a_row, ft__smaller(width, job->m - first), call->a_column, job->k);
+  else
+    ft__pack(job->b + first * job->k, width, call->b + (job->n0 + first) * call->b_column + job->k0 * call->b_row,
+             call->b_column, ft__smaller(width, job->n - first), call->b_row, job->k);
+}
+
+/* Adds the bias to columns [begin, end) of rows [row, row_end) and applies the activation, while they are in cache. */
+FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+  int64_t j;
+  for (; row < row_end; ++row)
+    for (j = begin; j < end; j += FT__LANES) {
+      ft__vector v, bias;
+      ft__load(&v, call->c + row * call->c_row + j, end - j);
+      if (call->bias) {
+        ft__load(&bias, call->bias + j, end - j);
+        v = v + bias;
+      }
+      if (call->before) ft__store(call->before + row * call->c_row + j, &v, end - j);
+      ft__vector_unary(call->activation, &v);
+      ft__store(call->c + row * call->c_row + j, &v, end - j);
+    }
+}
+
+FT__INLINE void ft__product_tiles(void *argument, int64_t piece, int thread) {
+  const ft__product *job = (const ft__product *)argument;
+  const ft_matmul_call *call = job->call;
+  int64_t i = piece / job->column_groups * job->group_rows, j = piece % job->column_groups * job->group_columns;
+  int64_t rows = ft__smaller(job->group_rows, job->m - i), columns = ft__smaller(job->group_columns, job->n - j);
+  int64_t row = job->m0 + i, column = job->n0 + j;
+  (void)thread;
+  ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->k, job->b + j * job->k,
+            call->c + row * call->c_row + column, call->c_row, call->accumulate || job->k0 > 0);
+  if (job->k0 + job->k == call->k && (call->bias || call->before || call->activation))
+    ft__product_finish(call, row, row + rows, column, column + columns);
+}
+FT__TASKS(ft__product_tiles)
+
+static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
+  int set = FT__INSTRUCTION_SET();
+  int64_t k_block = ft__pieces(call->k, ft__pieces(call->k, FT__BLOCK_K)), n_block, m_block;
+  ft__product job;
+  memset(&job, 0, sizeof job);
+  job.call = call;
+  job.micro = &ft__micro_kernels[set];
+  m_block = FT__BLOCK_M / job.micro->rows * job.micro->rows;
+  n_block = FT__BLOCK_N / job.micro->columns * job.micro->columns;
+  job.group_rows = FT__GROUP_ROWS / job.micro->rows * job.micro->rows;
+  job.group_columns = FT__GROUP_COLUMNS;
+  job.b = (float *)ft__scratch(context, 0);
+  job.a = job.b + (int64_t)FT__BLOCK_N * FT__BLOCK_K;
+  for (job.n0 = 0; job.n0 < call->n; job.n0 += n_block)
+    for (job.k0 = 0; job.k0 < call->k; job.k0 += k_block)
+      for (job.m0 = 0; job.m0 < call->m; job.m0 += m_block) {
+        int64_t b_panels;
+        job.n = ft__smaller(n_block, call->n - job.n0);
+        job.k = ft__smaller(k_block, call->k - job.k0);
+        job.m = ft__smaller(m_block, call->m - job.m0);
+        job.a_panels = ft__pieces(job.m, job.micro->rows);
+        b_panels = job.m0 ? 0 : ft__pieces(job.n, job.micro->columns);
+        job.column_groups = ft__pieces(job.n, job.group_columns);
+        ft__parallel_for(context, job.a_panels + b_panels, ft__product_pack, &job);
+        ft__parallel_for(context, ft__pieces(job.m, job.group_rows) * job.column_groups, ft__product_tiles_tasks[set],
+                         &job);
+      }
+}
+
+/* A few rows, or a few columns, times a matrix whose rows lie as the sums need them (a linear layer's weight): packing
+   would cost more than the products. Each element is one dot product; four columns share the loads of a row of A. */
+FT__INLINE void ft__dot_piece(void *argument, int64_t piece, int thread) {
+  const ft__product *job = (const ft__product *)argument;
+  const ft_matmul_call *call = job->call;
+  int64_t i, j, p, l, i0 = piece / job->column_groups * FT__LANES, j0 = piece % job->column_groups * FT__LANES;
+  int64_t i_end = ft__smaller(call->m, i0 + FT__LANES), j_end = ft__smaller(call->n, j0 + FT__LANES);
+  (void)thread;
+  for (j = j0; j < j_end; j += 4)
+    for (i = i0; i < i_end; ++i) {
+      const float *a = call->a + i * call->a_row, *b[4];
+      float *c = call->c + i * call->c_row + j;
+      ft__vector sum0 = {0}, sum1 = {0}, sum2 = {0}, sum3 = {0}, x, y;
+      float sum[4];
+      for (l = 0; l < 4; ++l) b[l] = call->b + ft__smaller(j + l, j_end - 1) * call->b_column;
+      for (p = 0; p < call->k; p += FT__LANES) {
+        ft__load(&x, a + p, call->k - p);
+        ft__load(&y, b[0] + p, call->k - p), sum0 += x * y;
+        ft__load(&y, b[1] + p, call->k - p), sum1 += x * y;
+        ft__load(&y, b[2] + p, call->k - p), sum2 += x * y;
+        ft__load(&y, b[3] + p, call->k - p), sum3 += x * y;
+      }
+      sum[0] = ft__sum_lanes(&sum0), sum[1] = ft__sum_lanes(&sum1);
+      sum[2] = ft__sum_lanes(&sum2), sum[3] = ft__sum_lanes(&sum3);
+      for (l = 0; l < 4 && j + l < j_end; ++l) c[l] = call->accumulate ? c[l] + sum[l] : sum[l];
+    }
+  if (call->bias || call->before || call->activation) ft__product_finish(call, i0, i_end, j0, j_end);
+}
+FT__TASKS(ft__dot_piece)
+
+enum { FT__FEW = 8 }; /* rows or columns */
+
+static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
+  ft__product job;
+  if (call->m <= 0 || call->n <= 0) return;
+  if (call->k <= 0 || call->activation == FT_LOG) {
+    ft__matmul_plain(context, call);
+  } else if (call->a_column == 1 && call->b_row == 1 && (call->m <= FT__FEW || call->n <= FT__FEW)) {
+    memset(&job, 0, sizeof job);
+    job.call = call;
+    job.column_groups = ft__pieces(call->n, FT__LANES);
+    ft__parallel_for(context, ft__pieces(call->m, FT__LANES) * job.column_groups, ft__dot_piece_tasks[FT__INSTRUCTION_SET()],
+                     &job);
+  } else {
+    ft__product_run(context, call);
+  }
+}
+#endif
+
+/* The gradient of a bias: sum_j += x_0j + x_1j + ... */
+static void ft__column_sum_plain(ft_context *context, int64_t rows, int64_t columns, const ft_real *x, ft_real *sum) {
+  int64_t i, j;
+  (void)context;
+  for (j = 0; j < columns; ++j) {
+    double total = 0;
+    for (i = 0; i < rows; ++i) total += (double)x[i * columns + j];
+    sum[j] += (ft_real)total;
+  }
+}
+
+#if FT__FAST
+enum { FT__COLUMNS = 128 }; /* a thread's share of columns: whole cache lines of each row */
+
+typedef struct ft__column_job {
+  int64_t rows, columns, row_stride;
+  const float *x;
+  float *sum;
+} ft__column_job;
+
+/* y [count] += x [count] */
+FT__INLINE void ft__add_row(int64_t count, const float *x, float *y) {
+  int64_t j;
+  for (j = 0; j < count; j += FT__LANES) {
+    ft__vector a, b;
+    ft__load(&a, x + j, count - j);
+    ft__load(&b, y + j, count - j);
+    a = a + b;
+    ft__store(y + j, &a, count - j);
+  }
+}
+
+/* Rows are summed in blocks, and the blocks' sums then: the rounding error grows with the blocks, not with the rows. */
+FT__INLINE void ft__column_piece(void *argument, int64_t piece, int thread) {
+  const ft__column_job *job = (const ft__column_job *)argument;
+  int64_t i, begin, first = piece * FT__COLUMNS, columns = ft__smaller(FT__COLUMNS, job->columns - first);
+  float total[FT__COLUMNS], block[FT__COLUMNS];
+  (void)thread;
+  memset(total, 0, sizeof total);
+  for (begin = 0; begin < job->rows; begin += 64) {
+    int64_t end = ft__smaller(job->rows, begin + 64);
+    memset(block, 0, sizeof block);
+    for (i = begin; i < end; ++i) ft__add_row(columns, job->x + i * job->row_stride + first, block);
+    ft__add_row(columns, block, total);
+  }
+  ft__add_row(columns, total, job->sum + first);
+}
+FT__TASKS(ft__column_piece)
+
+static void ft__column_sum_strided(ft_context *context, int64_t rows, int64_t columns, int64_t row_stride,
+                                   const float *x, float *sum) {
+  ft__column_job job;
+  job.rows = rows, job.columns = columns, job.row_stride = row_stride, job.x = x, job.sum = sum;
+  ft__parallel_for(context, ft__pieces(columns, FT__COLUMNS), ft__column_piece_tasks[FT__INSTRUCTION_SET()], &job);
+}
+
+static void ft__column_sum_fast(ft_context *context, int64_t rows, int64_t columns, const float *x, float *sum) {
+  ft__column_sum_strided(context, rows, columns, columns, x, sum);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Dropout: y_i (+)= keep_i x_i / (1 - p). No mask is stored: see >>random numbers. */
+
+static ft_real ft__dropout_scale(const ft_dropout_mask *dropout) {
+  return dropout->probability < 1 ? (ft_real)(1 / (1 - (double)dropout->probability)) : 0;
+}
+
+/* What element `index` is multiplied by: 0 or 1 / (1 - p); 1 without dropout. */
+static ft_real ft__dropout_factor(const ft_dropout_mask *dropout, int64_t index) {
+  if (!(dropout->probability > 0)) return 1;
+  return ft__dropout_keeps(dropout, (uint64_t)index) ? ft__dropout_scale(dropout) : 0;
+}
+
+static void ft__dropout_plain(ft_context *context, int64_t count, const ft_dropout_mask *dropout, const ft_real *x,
+                              ft_real *y, bool accumulate) {
+  int64_t i;
+  (void)context;
+  for (i = 0; i < count; ++i) {
+    ft_real value = x[i] * ft__dropout_factor(dropout, i);
+    y[i] = accumulate ? y[i] + value : value;
+  }
+}
+
+#if FT__FAST
+/* a * factor, 32 x 32 -> 64 bits, as the even and the odd lanes' products */
+FT__INLINE void ft__multiply_wide(const ft__word_lanes *a, uint64_t factor, ft__word_lanes *high, ft__word_lanes *low) {
+  ft__longs even = ((ft__longs)*a & 0xFFFFFFFFu) * factor, odd = ((ft__longs)*a >> 32) * factor;
+  *low = (ft__word_lanes)((even & 0xFFFFFFFFu) | (odd << 32));
+  *high = (ft__word_lanes)((even >> 32) | (odd & 0xFFFFFFFF00000000u));
+}
+
+/* ft__dropout_random for the 16 blocks in c[0], in place: number w of lane l's block is lane l of c[w]. */
+FT__INLINE void ft__vector_random(const ft_dropout_mask *dropout, uint32_t row, ft__word_lanes c[4]) {
+  uint32_t key0 = (uint32_t)dropout->seed;
+  uint32_t key1 = (uint32_t)(dropout->seed >> 32) ^ (dropout->micro_batch * 0x85EBCA6Bu);
+  ft__word_lanes zero = {0}, c0 = c[0], c1 = zero + row, c2 = zero + dropout->site, c3 = zero + dropout->step;
+  ft__word_lanes high0, low0, high1, low1;
+  int round;
+  for (round = 0; round < 10; ++round) {
+    ft__multiply_wide(&c0, 0xD2511F53u, &high0, &low0);
+    ft__multiply_wide(&c2, 0xCD9E8D57u, &high1, &low1);
+    c0 = high1 ^ c1 ^ key0;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ key1;
+    c3 = low0;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3;
+}
+
+/* keep[i] = 1 if element `first` + i of a mask without rows is kept, else 0, for i < 64; first is a multiple of 4. The
+   byte w of 32-bit lane l belongs to element 4 l + w, so that bytes in memory stand in the order of elements. */
+FT__INLINE void ft__keep_64(const ft_dropout_mask *dropout, uint64_t first, uint8_t *keep) {
+  const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  uint32_t threshold = ft__dropout_threshold(dropout->probability);
+  ft__word_lanes c[4], bytes;
+  c[0] = lane + (uint32_t)(first / 4);
+  ft__vector_random(dropout, (uint32_t)(first >> 34), c);
+  bytes = ((ft__word_lanes)(c[0] >= threshold) & 0x01u) | ((ft__word_lanes)(c[1] >= threshold) & 0x0100u) |
+          ((ft__word_lanes)(c[2] >= threshold) & 0x010000u) | ((ft__word_lanes)(c[3] >= threshold) & 0x01000000u);
+  memcpy(keep, &bytes, 64);
+}
+
+/* x = keep * x * scale, 16 elements */
+FT__INLINE void ft__vector_drop(ft__vector *x, const uint8_t *keep, float scale) {
+  ft__bytes bytes;
+  memcpy(&bytes, keep, sizeof bytes);
+  *x = *x * (__builtin_convertvector(__builtin_convertvector(bytes, ft__integers), ft__vector) * scale);
+}
+
+typedef struct ft__dropout_job {
+  int64_t count;
+  const ft_dropout_mask *dropout;
+  const float *x;
+  float *y;
+  bool accumulate;
+} ft__dropout_job;
+
+FT__INLINE void ft__dropout_piece(void *argument, int64_t piece, int thread) {
+  const ft__dropout_job *job = (const ft__dropout_job *)argument;
+  int64_t i, l, end = ft__smaller(job->count, (piece + 1) * FT__PIECE);
+  float scale = ft__dropout_scale(job->dropout);
+  uint8_t keep[64];
+  (void)thread;
+  memset(keep, 1, sizeof keep);
+  for (i = piece * FT__PIECE; i < end; i += 64) {
+    if (job->dropout->probability > 0) ft__keep_64(job->dropout, (uint64_t)i, keep);
+    for (l = 0; l < 64 && i + l < end; l += FT__LANES) {
+      ft__vector v;
+      ft__load(&v, job->x + i + l, end - i - l);
+      ft__vector_drop(&v, keep + l, scale);
+      ft__write(job->y + i + l, &v, end - i - l, job->accumulate);
+    }
+  }
+}
+FT__TASKS(ft__dropout_piece)
+
+static void ft__dropout_fast(ft_context *context, int64_t count, const ft_dropout_mask *dropout, const float *x, float *y,
+                             bool accumulate) {
+  ft__dropout_job job;
+  job.count = count, job.dropout = dropout, job.x = x, job.y = y, job.accumulate = accumulate;
+  ft__parallel_for(context, ft__pieces(count, FT__PIECE), ft__dropout_piece_tasks[FT__INSTRUCTION_SET()], &job);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Layer normalisation of s = residual + dropout(x), row by row: with z = (s - mean) rstd, rstd = 1 / sqrt(var + eps),
+
+       y = z w + b,      d w += sum over rows of dy z,      d b += sum over rows of dy,
+       d s = rstd (g - mean(g) - z mean(g z))   where g = dy w and means are over the columns. */
+
+static void ft__layer_norm_plain(ft_context *context, const ft_layer_norm_call *call) {
+  int64_t i, j, columns = call->columns;
+  (void)context;
+  for (i = 0; i < call->rows; ++i) {
+    ft_real *y = call->y + i * columns, *s = call->sum ? call->sum + i * columns : y;
+    double mean = 0, variance = 0, rstd;
+    for (j = 0; j < columns; ++j) {
+      s[j] = call->x[i * columns + j] * ft__dropout_factor(&call->dropout, i * columns + j);
+      if (call->residual) s[j] += call->residual[i * columns + j];
+      mean += (double)s[j];
+    }
+    mean /= (double)columns;
+    for (j = 0; j < columns; ++j) variance += ((double)s[j] - mean) * ((double)s[j] - mean);
+    rstd = 1 / sqrt(variance / (double)columns + (double)call->epsilon);
+    for (j = 0; j < columns; ++j)
+      y[j] = (ft_real)(((double)s[j] - mean) * rstd * (double)call->weight[j] + (double)call->bias[j]);
+    if (call->mean) call->mean[i] = (ft_real)mean;
+    if (call->rstd) call->rstd[i] = (ft_real)rstd;
+  }
+}
+
+static void ft__layer_norm_backward_plain(ft_context *context, const ft_layer_norm_call *call) {
+  int64_t i, j, columns = call->columns;
+  (void)context;
+  for (i = 0; i < call->rows; ++i) {
+    const ft_real *s = call->sum + i * columns, *dy = call->y_gradient + i * columns;
+    double mean = (double)call->mean[i], rstd = (double)call->rstd[i], mean_g = 0, mean_gz = 0;
+    for (j = 0; j < columns; ++j) {
+      double g = (double)dy[j] * (double)call->weight[j];
+      mean_g += g / (double)columns;
+      mean_gz += g * ((double)s[j] - mean) * rstd / (double)columns;
+    }
+    for (j = 0; j < columns; ++j) {
+      double z = ((double)s[j] - mean) * rstd;
+      ft_real ds = (ft_real)(rstd * ((double)dy[j] * (double)call->weight[j] - mean_g - z * mean_gz));
+      int64_t element = i * columns + j;
+      ft_real dx = ds * ft__dropout_factor(&call->dropout, element);
+      if (call->weight_gradient) call->weight_gradient[j] += (ft_real)((double)dy[j] * z);
+      if (call->bias_gradient) call->bias_gradient[j] += dy[j];
+      if (call->x_gradient) call->x_gradient[element] = call->x_accumulate ? call->x_gradient[element] + dx : dx;
+      if (!call->residual_gradient) continue;
+      call->residual_gradient[element] = call->residual_accumulate ? call->residual_gradient[element] + ds : ds;
+    }
+  }
+}
+
+#if FT__FAST
+/* Rows are independent, but for the gradients of weight and bias: each group of rows leaves its own sum in scratch
+   memory, and the groups are added in order. A row passes through the cache three times, through memory once. */
+enum { FT__NORM_CHUNK = 512, FT__NORM_GROUPS = 64 };
+
+typedef struct ft__norm_job {
+  const ft_layer_norm_call *call;
+  int64_t group_rows;
+  float *partial; /* [groups, 2, columns]: sums for the gradients of weight and bias, or NULL */
+} ft__norm_job;
+
+/* v = 0 from lane `count` on */
+FT__INLINE void ft__keep_lanes(ft__vector *v, int64_t count) {
+  const ft__integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  if (count < FT__LANES) *v = (ft__vector)((ft__integers)*v & (lane < (int32_t)count));
+}
+
+/* keep[0 .. count) for elements index, index + 1, ...: the address in `keep` where they start. */
+FT__INLINE const uint8_t *ft__keep_run(const ft_dropout_mask *dropout, int64_t index, int64_t count, uint8_t *keep) {
+  int64_t i, skip = index % 4;
+  for (i = 0; i < skip + count; i += 64) ft__keep_64(dropout, (uint64_t)(index - skip + i), keep + i);
+  return keep + skip;
+}
+
+/* s = residual + dropout(x) for one row; returns the sum of its elements. */
+FT__INLINE float ft__norm_sum_row(const ft_layer_norm_call *call, int64_t row, float *s) {
+  int64_t j, l, columns = call->columns, start = row * columns;
+  float scale = ft__dropout_scale(&call->dropout);
+  uint8_t keep_bytes[FT__NORM_CHUNK + 128];
+  ft__vector total = {0};
+  for (j = 0; j < columns; j += FT__NORM_CHUNK) {
+    int64_t count = ft__smaller(FT__NORM_CHUNK, columns - j);
+    const uint8_t *keep = NULL;
+    if (call->dropout.probability > 0) keep = ft__keep_run(&call->dropout, start + j, count, keep_bytes);
+    for (l = 0; l < count; l += FT__LANES) {
+      ft__vector v, residual;
+      ft__load(&v, call->x + start + j + l, count - l);
+      if (keep) ft__vector_drop(&v, keep + l, scale);
+      if (call->residual) {
+        ft__load(&residual, call->residual + start + j + l, count - l);
+        v = v + residual;
+      }
+      ft__store(s + j + l, &v, count - l);
+      ft__keep_lanes(&v, count - l);
+      total = total + v;
+    }
+  }
+  return ft__sum_lanes(&total);
+}
+
+FT__INLINE void ft__norm_piece(void *argument, int64_t piece, int thread) {
+  const ft__norm_job *job = (const ft__norm_job *)argument;
+  const ft_layer_norm_call *call = job->call;
+  int64_t j, columns = call->columns, row = piece * job->group_rows;
+  int64_t row_end = ft__smaller(call->rows, row + job->group_rows);
+  (void)thread;
+  for (; row < row_end; ++row) {
+    float *y = call->y + row * columns, *s = call->sum ? call->sum + row * columns : y;
+    float mean = ft__norm_sum_row(call, row, s) / (float)columns, rstd;
+    ft__vector v, weight, bias, squares = {0};
+    for (j = 0; j < columns; j += FT__LANES) {
+      ft__load(&v, s + j, columns - j);
+      v = v - mean;
+      ft__keep_lanes(&v, columns - j);
+      squares = squares + v * v;
+    }
+    rstd = (float)(1 / sqrt((double)(ft__sum_lanes(&squares) / (float)columns) + (double)call->epsilon));
+    for (j = 0; j < columns; j += FT__LANES) {
+      ft__load(&v, s + j, columns - j);
+      ft__load(&weight, call->weight + j, columns - j);
+      ft__load(&bias, call->bias + j, columns - j);
+      v = (v - mean) * rstd * weight + bias;
+      ft__store(y + j, &v, columns - j);
+    }
+    if (call->mean) call->mean[row] = mean;
+    if (call->rstd) call->rstd[row] = rstd;
+  }
+}
+FT__TASKS(ft__norm_piece)
+
+/* The means of g and g z over a row; dy z and dy are added to the sums for weight and bias. */
+FT__INLINE void ft__norm_means(const ft_layer_norm_call *call, int64_t row, float *partial, float *mean_g, float *mean_gz) {
+  int64_t j, columns = call->columns;
+  float mean = call->mean[row], rstd = call->rstd[row];
+  ft__vector sum_g = {0}, sum_gz = {0};
+  for (j = 0; j < columns; j += FT__LANES) {
+    ft__vector z, dy, weight;
+    ft__load(&z, call->sum + row * columns + j, columns - j);
+    ft__load(&dy, call->y_gradient + row * columns + j, columns - j);
+    ft__load(&weight, call->weight + j, columns - j);
+    z = (z - mean) * rstd * dy;
+    sum_g = sum_g + weight * dy;
+    sum_gz = sum_gz + weight * z;
+    if (partial) {
+      ft__vector old;
+      ft__load(&old, partial + j, columns - j);
+      z = z + old;
+      ft__store(partial + j, &z, columns - j);
+      ft__load(&old, partial + columns + j, columns - j);
+      dy = dy + old;
+      ft__store(partial + columns + j, &dy, columns - j);
+    }
+  }
+  *mean_g = ft__sum_lanes(&sum_g) / (float)columns;
+  *mean_gz = ft__sum_lanes(&sum_gz) / (float)columns;
+}
+
+/* The gradients of one row's s, and through it of x and residual. */
+FT__INLINE void ft__norm_backward_row(const ft_layer_norm_call *call, int64_t row, float mean_g, float mean_gz) {
+  int64_t j, l, columns = call->columns, start = row * columns;
+  float mean = call->mean[row], rstd = call->rstd[row], scale = ft__dropout_scale(&call->dropout);
+  uint8_t keep_bytes[FT__NORM_CHUNK + 128];
+  for (j = 0; j < columns; j += FT__NORM_CHUNK) {
+    int64_t count = ft__smaller(FT__NORM_CHUNK, columns - j);
+    const uint8_t *keep = NULL;
+    if (call->dropout.probability > 0 && call->x_gradient)
+      keep = ft__keep_run(&call->dropout, start + j, count, keep_bytes);
+    for (l = 0; l < count; l += FT__LANES) {
+      int64_t element = start + j + l, left = count - l;
+      ft__vector z, ds, weight;
+      ft__load(&z, call->sum + element, left);
+      ft__load(&ds, call->y_gradient + element, left);
+      ft__load(&weight, call->weight + j + l, left);
+      z = (z - mean) * rstd;
+      ds = (ds * weight - mean_g - z * mean_gz) * rstd;
+      if (call->residual_gradient)
+        ft__write(call->residual_gradient + element, &ds, left, call->residual_accumulate);
+      if (keep) ft__vector_drop(&ds, keep + l, scale);
+      if (call->x_gradient) ft__write(call->x_gradient + element, &ds, left, call->x_accumulate);
+    }
+  }
+}
+
+FT__INLINE void ft__norm_backward_piece(void *argument, int64_t piece, int thread) {
+  const ft__norm_job *job = (const ft__norm_job *)argument;
+  const ft_layer_norm_call *call = job->call;
+  int64_t row = piece * job->group_rows, row_end = ft__smaller(call->rows, row + job->group_rows);
+  float *partial = job->partial ? job->partial + piece * 2 * call->columns : NULL;
+  (void)thread;
+  if (partial) memset(partial, 0, (size_t)(2 * call->columns) * sizeof(float));
+  for (; row < row_end; ++row) {
+    float mean_g, mean_gz;
+    ft__norm_means(call, row, partial, &mean_g, &mean_gz);
+    ft__norm_backward_row(call, row, mean_g, mean_gz);
+  }
+}
+FT__TASKS(ft__norm_backward_piece)
+
+static int64_t ft__norm_group_rows(const ft_layer_norm_call *call) {
+  int64_t rows = ft__pieces(call->rows, FT__NORM_GROUPS);
+  return rows < 8 ? 8 : rows;
+}
+
+static void ft__layer_norm_fast(ft_context *context, const ft_layer_norm_call *call) {
+  ft__norm_job job;
+  job.call = call, job.group_rows = ft__norm_group_rows(call), job.partial = NULL;
+  ft__parallel_for(context, ft__pieces(call->rows, job.group_rows), ft__norm_piece_tasks[FT__INSTRUCTION_SET()], &job);
+}
+
+static void ft__layer_norm_backward_fast(ft_context *context, const ft_layer_norm_call *call) {
+  int64_t groups, columns = call->columns;
+  ft__norm_job job;
+  if (columns > (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) / (2 * FT__NORM_GROUPS)) {
+    ft__layer_norm_backward_plain(context, call); /* no model is that wide */
+    return;
+  }
+  job.call = call, job.group_rows = ft__norm_group_rows(call), job.partial = NULL;
+  if (call->weight_gradient || call->bias_gradient) job.partial = (float *)ft__scratch(context, 0);
+  groups = ft__pieces(call->rows, job.group_rows);
+  ft__parallel_for(context, groups, ft__norm_backward_piece_tasks[FT__INSTRUCTION_SET()], &job);
+  if (call->weight_gradient)
+    ft__column_sum_strided(context, groups, columns, 2 * columns, job.partial, call->weight_gradient);
+  if (call->bias_gradient)
+    ft__column_sum_strided(context, groups, columns, 2 * columns, job.partial + columns, call->bias_gradient);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Attention within each text, for each head: with Q, K, V the text's valid rows [t, D] of that head,
+
+       S = scale Q K^T,   P = softmax(S) by rows,   O = dropout(P) V,   log_sum_i = log sum_j exp(S_ij).
+
+   The backward pass finds P again as exp(S - log_sum). With dropout's factors F (0 or 1 / (1 - p)):
+
+       dV = (F P)^T dO,   dP = F (dO V^T),   dS = P (dP - rowsum(P dP)),   dQ = scale dS K,   dK = scale dS^T Q,
+
+   products of F and P elementwise, and rowsum(P dP) = rowsum(dO O), since O = (F P) V. */
+
+static bool ft__attention_check(ft_context *context, const ft_attention_call *call) {
+  if (call->longest <= 65536) return true;
+  ft__error(context, FT_ERROR_UNSUPPORTED, "attention: a text of %ld tokens, but 65536 is the most", (long)call->longest);
+  return false;
+}
+
+static ft_real ft__attention_factor(const ft_attention_call *call, int64_t text, int64_t head, int64_t query, int64_t key) {
+  if (!(call->dropout.probability > 0)) return 1;
+  return ft__attention_keeps(&call->dropout, text, call->heads, head, query, key) ? ft__dropout_scale(&call->dropout) : 0;
+}
+
+static double ft__dot(int64_t count, const ft_real *a, const ft_real *b) {
+  double sum = 0;
+  int64_t i;
+  for (i = 0; i < count; ++i) sum += (double)a[i] * (double)b[i];
+  return sum;
+}
+
+/* Row i of one head's output; probabilities [t] is working memory. */
+static void ft__attention_row_plain(const ft_attention_call *call, int64_t text, int64_t head, int64_t i,
+                                    double *probabilities) {
+  int64_t d, j, size = call->head_size, row = call->heads * size, first = call->offsets[text];
+  int64_t length = call->lengths[text], start = first * row + head * size;
+  double largest = -1e30, sum = 0;
+  ft_real *output = call->output + start + i * row;
+  for (j = 0; j < length; ++j) {
+    probabilities[j] = (double)call->scale * ft__dot(size, call->query + start + i * row, call->key + start + j * row);
+    if (probabilities[j] > largest) largest = probabilities[j];
+  }
+  for (j = 0; j < length; ++j) sum += probabilities[j] = exp(probabilities[j] - largest);
+  if (call->log_sum) call->log_sum[head * call->tokens + first + i] = (ft_real)(largest + log(sum));
+  for (j = 0; j < length; ++j) probabilities[j] *= (double)ft__attention_factor(call, text, head, i, j) / sum;
+  for (d = 0; d < size; ++d) {
+    double total = 0;
+    for (j = 0; j < length; ++j) total += probabilities[j] * (double)call->value[start + j * row + d];
+    output[d] = (ft_real)total;
+  }
+}
+
+static void ft__attention_plain(ft_context *context, const ft_attention_call *call) {
+  double *probabilities = (double *)ft__scratch(context, 0);
+  int64_t text, head, i, row = call->heads * call->head_size;
+  if (!ft__attention_check(context, call)) return;
+  for (text = 0; text < call->texts; ++text) {
+    int64_t first = call->offsets[text], length = call->lengths[text], padding = call->offsets[text + 1] - first - length;
+    for (head = 0; head < call->heads; ++head) {
+      for (i = 0; i < length; ++i) ft__attention_row_plain(call, text, head, i, probabilities);
+      for (i = length; call->log_sum && i < length + padding; ++i) call->log_sum[head * call->tokens + first + i] = 0;
+    }
+    memset(call->output + (first + length) * row, 0, (size_t)(padding * row) * sizeof(ft_real));
+  }
+}
+
+/* What row i of one head adds to the gradients of its query, and of all keys and values of the text. */
+static void ft__attention_row_backward_plain(const ft_attention_call *call, int64_t text, int64_t head, int64_t i) {
+  int64_t d, j, size = call->head_size, row = call->heads * size, first = call->offsets[text];
+  int64_t start = first * row + head * size;
+  const ft_real *query = call->query + start + i * row, *output_gradient = call->output_gradient + start + i * row;
+  double row_sum = ft__dot(size, output_gradient, call->output + start + i * row);
+  for (j = 0; j < call->lengths[text]; ++j) {
+    const ft_real *key = call->key + start + j * row, *value = call->value + start + j * row;
+    double score = (double)call->scale * ft__dot(size, query, key);
+    double probability = exp(score - (double)call->log_sum[head * call->tokens + first + i]);
+    double factor = (double)ft__attention_factor(call, text, head, i, j);
+    double score_gradient = probability * (factor * ft__dot(size, output_gradient, value) - row_sum);
+    for (d = 0; d < size; ++d) {
+      call->value_gradient[start + j * row + d] += (ft_real)(factor * probability * (double)output_gradient[d]);
+      call->query_gradient[start + i * row + d] += (ft_real)((double)call->scale * score_gradient * (double)key[d]);
+      call->key_gradient[start + j * row + d] += (ft_real)((double)call->scale * score_gradient * (double)query[d]);
+    }
+  }
+}
+
+static void ft__attention_backward_plain(ft_context *context, const ft_attention_call *call) {
+  int64_t text, head, i;
+  size_t bytes = (size_t)(call->tokens * call->heads * call->head_size) * sizeof(ft_real);
+  if (!ft__attention_check(context, call)) return;
+  ft__cpu_zero(context, call->query_gradient, bytes);
+  ft__cpu_zero(context, call->key_gradient, bytes);
+  ft__cpu_zero(context, call->value_gradient, bytes);
+  for (text = 0; text < call->texts; ++text)
+    for (head = 0; head < call->heads; ++head)
+      for (i = 0; i < call->lengths[text]; ++i) ft__attention_row_backward_plain(call, text, head, i);
+}
+
+#if FT__FAST
+/* The fast version takes 32 queries of one (text, head) at a time and works on transposed matrices, S^T = K Q^T of shape
+   [keys, 32]. Then queries are lanes of vectors: maximum and sum of the softmax, rowsum(P dP) and the dropout numbers
+   need no sums across lanes, and P^T already lies as matrix multiplication wants its second operand packed. Memory is
+   [keys, 32] per thread, never [keys, keys]. Every (text, head) is one piece of work, since it alone owns its part of the
+   gradients. */
+enum { FT__QUERIES = 32 };
+
+typedef struct ft__attention_job {
+  const ft_attention_call *call;
+  const ft__micro *micro;
+  char *memory;      /* for each thread: */
+  size_t bytes;
+} ft__attention_job;
+
+typedef struct ft__attention_head { /* one (text, head), and a thread's memory for it */
+  int64_t text, head, length, first, row, start; /* row: of Q, K, V; start: element of the first query's part */
+  float *keys, *values;                /* packed rows of K and V: first operands */
+  float *keys_across, *values_across;  /* packed columns of K or V: first operands */
+  float *query_columns, *gradient_columns; /* Q^T and dO^T [D, 32]: second operands */
+  float *query_rows, *gradient_rows;       /* Q and dO [32, D]: second operands */
+  float *scores, *dropped, *score_gradient; /* [keys, 32]: P^T, (F P)^T, dS^T */
+  float *first_operand, *second_operand;    /* packed copies of these */
+  float *across;                            /* [D, 32]: a result, transposed */
+} ft__attention_head;
+
+static float *ft__carve(char **memory, int64_t count) {
+  float *piece = (float *)*memory;
+  *memory += (count + 15) / 16 * 16 * (int64_t)sizeof(float);
+  return piece;
+}
+
+/* Lays out the arrays from `memory` on (NULL: only to measure) and returns how many bytes they take. */
+static size_t ft__attention_layout(ft__attention_head *head, const ft_attention_call *call, const ft__micro *micro,
+                                   bool backward, char *memory) {
+  int64_t size = call->head_size, keys = ft__pieces(call->longest, micro->rows) * micro->rows;
+  int64_t across = ft__pieces(size, micro->rows) * micro->rows, wide = ft__pieces(size, micro->columns) * micro->columns;
+  char *end = memory;
+  memset(head, 0, sizeof *head);
+  head->keys = ft__carve(&end, keys * size);
+  head->query_columns = ft__carve(&end, size * FT__QUERIES);
+  head->scores = ft__carve(&end, keys * FT__QUERIES);
+  head->second_operand = ft__carve(&end, keys * FT__QUERIES);
+  head->across = ft__carve(&end, across * FT__QUERIES);
+  if (!backward) {
+    head->values_across = ft__carve(&end, across * call->longest);
+  } else {
+    head->values = ft__carve(&end, keys * size);
+    head->keys_across = ft__carve(&end, across * call->longest);
+    head->gradient_columns = ft__carve(&end, size * FT__QUERIES);
+    head->query_rows = ft__carve(&end, FT__QUERIES * wide);
+    head->gradient_rows = ft__carve(&end, FT__QUERIES * wide);
+    head->dropped = ft__carve(&end, keys * FT__QUERIES);
+    head->score_gradient = ft__carve(&end, keys * FT__QUERIES);
+    head->first_operand = ft__carve(&end, keys * FT__QUERIES);
+  }
+  return (size_t)(end - memory);
+}
+
+static void ft__attention_find(ft__attention_head *head, const ft_attention_call *call, int64_t piece) {
+  head->text = piece / call->heads, head->head = piece % call->heads;
+  head->length = call->lengths[head->text], head->first = call->offsets[head->text];
+  head->row = call->heads * call->head_size;
+  head->start = head->first * head->row + head->head * call->head_size;
+}
+
+/* Zeroes this head's part of the padding rows. */
+static void ft__attention_clear_padding(const ft__attention_head *head, const ft_attention_call *call, float *x) {
+  int64_t i, rows = call->offsets[head->text + 1] - head->first;
+  for (i = head->length; i < rows; ++i)
+    memset(x + head->start + i * head->row, 0, (size_t)call->head_size * sizeof(float));
+}
+
+/* packed = x^T [D, 32] as a second operand, from `count` rows of x; the other columns are 0. */
+static void ft__attention_pack_columns(const ft__attention_head *head, const ft_attention_call *call, const ft__micro *micro,
+                                       const float *x, int64_t count, float *packed) {
+  int64_t i, size = call->head_size;
+  for (i = 0; i < FT__QUERIES; i += micro->columns) {
+    int64_t lines = i < count ? ft__smaller(micro->columns, count - i) : 0;
+    ft__pack(packed + i * size, micro->columns, x + (lines ? i * head->row : 0), head->row, lines, 1, size);
+  }
+}
+
+/* A [keys, 32] matrix as a second operand: itself, if a panel is as wide. */
+static const float *ft__attention_second(const ft__attention_head *head, const ft__micro *micro, const float *x) {
+  if (micro->columns == FT__QUERIES) return x;
+  ft__pack_all(head->second_operand, micro->columns, x, 1, FT__QUERIES, FT__QUERIES, head->length);
+  return head->second_operand;
+}
+
+/* factor[w] = dropout's factors of key + w for 16 queries */
+FT__INLINE void ft__attention_factors(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
+                                      int64_t key, ft__vector factor[4]) {
+  const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  uint32_t threshold = ft__dropout_threshold(call->dropout.probability);
+  ft__vector scale;
+  ft__word_lanes c[4];
+  int w;
+  ft__fill(&scale, ft__dropout_scale(&call->dropout));
+  c[0] = (lane + (uint32_t)query) * 16384u + (uint32_t)(key / 4);
+  ft__vector_random(&call->dropout, (uint32_t)(head->text * call->heads + head->head), c);
+  for (w = 0; w < 4; ++w) factor[w] = (ft__vector)((ft__integers)(c[w] >= threshold) & (ft__integers)scale);
+}
+
+/* Scores of 16 queries become exp(scale (s - max)), with dropout applied; inverse = 1 / their sum. */
+FT__INLINE void ft__attention_softmax(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
+                                      float *scores, float *inverse) {
+  int64_t i, j, w, length = head->length;
+  ft__vector largest = *(const ft__vector_memory *)scores, sum = {0}, v, factor[4];
+  float largest_lane[FT__LANES], sum_lane[FT__LANES];
+  for (j = 1; j < length; ++j) {
+    v = *(const ft__vector_memory *)(scores + j * FT__QUERIES);
+    largest = FT__SELECT(v > largest, v, largest);
+  }
+  for (j = 0; j < length; ++j) {
+    v = (*(const ft__vector_memory *)(scores + j * FT__QUERIES) - largest) * call->scale;
+    ft__vector_exp(&v);
+    *(ft__vector_memory *)(scores + j * FT__QUERIES) = v;
+    sum = sum + v;
+  }
+  *(ft__vector_memory *)inverse = 1.0f / sum;
+  *(ft__vector_memory *)largest_lane = largest;
+  *(ft__vector_memory *)sum_lane = sum;
+  for (i = 0; call->log_sum && i < FT__LANES && query + i < length; ++i)
+    call->log_sum[head->head * call->tokens + head->first + query + i] =
+        call->scale * largest_lane[i] + (float)log((double)sum_lane[i]);
+  if (!(call->dropout.probability > 0)) return;
+  for (j = 0; j < length; j += 4) {
+    ft__attention_factors(head, call, query, j, factor);
+    for (w = 0; w < 4 && j + w < length; ++w)
+      *(ft__vector_memory *)(scores + (j + w) * FT__QUERIES) *= factor[w];
+  }
+}
+
+FT__INLINE void ft__attention_piece(void *argument, int64_t piece, int thread) {
+  const ft__attention_job *job = (const ft__attention_job *)argument;
+  const ft_attention_call *call = job->call;
+  const ft__micro *micro = job->micro;
+  int64_t i, d, query, size = call->head_size;
+  float inverse[FT__QUERIES];
+  ft__attention_head head;
+  ft__attention_layout(&head, call, micro, false, job->memory + (size_t)thread * job->bytes);
+  ft__attention_find(&head, call, piece);
+  ft__attention_clear_padding(&head, call, call->output);
+  for (i = head.length; call->log_sum && i < call->offsets[head.text + 1] - head.first; ++i)
+    call->log_sum[head.head * call->tokens + head.first + i] = 0;
+  ft__pack_all(head.keys, micro->rows, call->key + head.start, head.row, head.length, 1, size);
+  ft__pack_all(head.values_across, micro->rows, call->value + head.start, 1, size, head.row, head.length);
+  for (query = 0; query < head.length; query += FT__QUERIES) {
+    int64_t count = ft__smaller(FT__QUERIES, head.length - query), place = head.start + query * head.row;
+    ft__attention_pack_columns(&head, call, micro, call->query + place, count, head.query_columns);
+    ft__tiles(micro, head.length, FT__QUERIES, size, head.keys, head.query_columns, head.scores, FT__QUERIES, false);
+    for (i = 0; i < FT__QUERIES; i += FT__LANES)
+      ft__attention_softmax(&head, call, query + i, head.scores + i, inverse + i);
+    ft__tiles(micro, size, FT__QUERIES, head.length, head.values_across, ft__attention_second(&head, micro, head.scores),
+              head.across, FT__QUERIES, false);
+    for (d = 0; d < size; ++d)
+      for (i = 0; i < FT__QUERIES; i += FT__LANES)
+        *(ft__vector_memory *)(head.across + d * FT__QUERIES + i) *= *(const ft__vector_memory *)(inverse + i);
+    ft__transpose(head.across, FT__QUERIES, call->output + place, head.row, size, count);
+  }
+}
+FT__TASKS(ft__attention_piece)
+
+/* For 16 queries: S^T -> P^T, (F P)^T beside it, and dP^T -> dS^T (times scale). */
+FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
+                                             int64_t lane) {
+  int64_t j, w, length = head->length;
+  float *scores = head->scores + lane, *dropped = head->dropped + lane, *gradient = head->score_gradient + lane;
+  ft__vector log_sum, row_sum = {0}, p, dp, factor[4];
+  ft__load(&log_sum, call->log_sum + head->head * call->tokens + head->first + query,
+           query < length ? length - query : 0);
+  ft__fill(&p, 1.0f);
+  for (w = 0; w < 4; ++w) factor[w] = p;
+  for (j = 0; j < length; j += 4) {
+    if (call->dropout.probability > 0) ft__attention_factors(head, call, query, j, factor);
+    for (w = 0; w < 4 && j + w < length; ++w) {
+      int64_t at = (j + w) * FT__QUERIES;
+      p = *(const ft__vector_memory *)(scores + at) * call->scale - log_sum;
+      ft__vector_exp(&p);
+      *(ft__vector_memory *)(scores + at) = p;
+      p = p * factor[w];
+      *(ft__vector_memory *)(dropped + at) = p;
+      dp = *(const ft__vector_memory *)(gradient + at) * p;
+      *(ft__vector_memory *)(gradient + at) = dp;
+      row_sum = row_sum + dp;
+    }
+  }
+  for (j = 0; j < length; ++j) {
+    p = *(const ft__vector_memory *)(scores + j * FT__QUERIES);
+    dp = *(const ft__vector_memory *)(gradient + j * FT__QUERIES);
+    *(ft__vector_memory *)(gradient + j * FT__QUERIES) = (dp - p * row_sum) * call->scale;
+  }
+}
+
+/* gradient [keys, D] (+)= x^T [keys, 32] rows [32, D] */
+static void ft__attention_add_product(const ft__attention_head *head, const ft_attention_call *call, const ft__micro *micro,
+                                      const float *x, const float *rows, int64_t count, float *gradient, bool add) {
+  ft__pack_all(head->first_operand, micro->rows, x, FT__QUERIES, head->length, 1, count);
+  ft__tiles(micro, head->length, call->head_size, count, head->first_operand, rows, gradient + head->start, head->row,
+            add);
+}
+
+FT__INLINE void ft__attention_backward_piece(void *argument, int64_t piece, int thread) {
+  const ft__attention_job *job = (const ft__attention_job *)argument;
+  const ft_attention_call *call = job->call;
+  const ft__micro *micro = job->micro;
+  int64_t i, query, size = call->head_size;
+  ft__attention_head head;
+  ft__attention_layout(&head, call, micro, true, job->memory + (size_t)thread * job->bytes);
+  ft__attention_find(&head, call, piece);
+  ft__attention_clear_padding(&head, call, call->query_gradient);
+  ft__attention_clear_padding(&head, call, call->key_gradient);
+  ft__attention_clear_padding(&head, call, call->value_gradient);
+  ft__pack_all(head.keys, micro->rows, call->key + head.start, head.row, head.length, 1, size);
+  ft__pack_all(head.values, micro->rows, call->value + head.start, head.row, head.length, 1, size);
+  ft__pack_all(head.keys_across, micro->rows, call->key + head.start, 1, size, head.row, head.length);
+  for (query = 0; query < head.length; query += FT__QUERIES) {
+    int64_t count = ft__smaller(FT__QUERIES, head.length - query), place = head.start + query * head.row;
+    const float *q = call->query + place, *output_gradient = call->output_gradient + place;
+    ft__attention_pack_columns(&head, call, micro, q, count, head.query_columns);
+    ft__attention_pack_columns(&head, call, micro, output_gradient, count, head.gradient_columns);
+    ft__pack_all(head.query_rows, micro->columns, q, 1, size, head.row, count);
+    ft__pack_all(head.gradient_rows, micro->columns, output_gradient, 1, size, head.row, count);
+    ft__tiles(micro, head.length, FT__QUERIES, size, head.keys, head.query_columns, head.scores, FT__QUERIES, false);
+    ft__tiles(micro, head.length, FT__QUERIES, size, head.values, head.gradient_columns, head.score_gradient,
+              FT__QUERIES, false);
+    for (i = 0; i < FT__QUERIES; i += FT__LANES) ft__attention_score_gradient(&head, call, query + i, i);
+    ft__attention_add_product(&head, call, micro, head.dropped, head.gradient_rows, count, call->value_gradient,
+                              query > 0);
+    ft__attention_add_product(&head, call, micro, head.score_gradient, head.query_rows, count, call->key_gradient,
+                              query > 0);
+    ft__tiles(micro, size, FT__QUERIES, head.length, head.keys_across,
+              ft__attention_second(&head, micro, head.score_gradient), head.across, FT__QUERIES, false);
+    ft__transpose(head.across, FT__QUERIES, call->query_gradient + place, head.row, size, count);
+  }
+}
+FT__TASKS(ft__attention_backward_piece)
+
+static void ft__attention_run(ft_context *context, const ft_attention_call *call, bool backward) {
+  int set = FT__INSTRUCTION_SET();
+  ft__attention_head head;
+  ft__attention_job job;
+  if (!ft__attention_check(context, call)) return;
+  job.call = call, job.micro = &ft__micro_kernels[set];
+  job.bytes = ft__attention_layout(&head, call, job.micro, backward, (char *)ft__scratch(context, 0));
+  job.memory = (char *)ft__scratch(context, 0);
+  if (job.bytes <= FT__SCRATCH_BYTES) {
+    job.bytes = FT__SCRATCH_BYTES;
+  } else { /* texts of thousands of tokens */
+    job.memory = (char *)ft__cpu_allocate(context, ft__size_product(job.bytes, (size_t)context->threads));
+    if (!job.memory) return;
+  }
+  ft__parallel_for(context, call->texts * call->heads,
+                   backward ? ft__attention_backward_piece_tasks[set] : ft__attention_piece_tasks[set], &job);
+  if (job.memory != (char *)ft__scratch(context, 0)) ft__cpu_release(context, job.memory);
+}
+
+static void ft__attention_fast(ft_context *context, const ft_attention_call *call) { ft__attention_run(context, call, false); }
+
+static void ft__attention_backward_fast(ft_context *context, const ft_attention_call *call) {
+  ft__attention_run(context, call, true);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Embedding: each token's row is the sum of three table rows; backward, each of the three gets the token's gradient. */
+
+static void ft__embedding_plain(ft_context *context, const ft_embedding_call *call) {
+  int64_t t, j, columns = call->columns;
+  (void)context;
+  for (t = 0; t < call->tokens; ++t) {
+    const ft_real *word = call->words + call->ids[t] * columns;
+    const ft_real *position = call->positions ? call->positions + call->position_ids[t] * columns : NULL;
+    const ft_real *type = call->types ? call->types + (call->type_ids ? call->type_ids[t] : 0) * columns : NULL;
+    ft_real *y = call->y + t * columns;
+    for (j = 0; j < columns; ++j) y[j] = word[j] + (position ? position[j] : 0) + (type ? type[j] : 0);
+  }
+}
+
+/* The columns [begin, end) of the gradients. */
+static void ft__embedding_backward_columns(const ft_embedding_call *call, int64_t begin, int64_t end) {
+  int64_t t, j, columns = call->columns;
+  for (t = 0; t < call->tokens; ++t) {
+    const ft_real *dy = call->y_gradient + t * columns;
+    ft_real *word = call->words_gradient ? call->words_gradient + call->ids[t] * columns : NULL;
+    ft_real *position = call->positions_gradient ? call->positions_gradient + call->position_ids[t] * columns : NULL;
+    ft_real *type = call->types_gradient ? call->types_gradient + (call->type_ids ? call->type_ids[t] : 0) * columns : NULL;
+    for (j = begin; word && j < end; ++j) word[j] += dy[j];
+    for (j = begin; position && j < end; ++j) position[j] += dy[j];
+    for (j = begin; type && j < end; ++j) type[j] += dy[j];
+  }
+}
+
+static void ft__embedding_backward_plain(ft_context *context, const ft_embedding_call *call) {
+  (void)context;
+  ft__embedding_backward_columns(call, 0, call->columns);
+}
+
+static void ft__gather_rows_plain(ft_context *context, int64_t count, int64_t columns, const int32_t *rows,
+                                  const ft_real *x, ft_real *y) {
+  int64_t i;
+  (void)context;
+  for (i = 0; i < count; ++i) memcpy(y + i * columns, x + rows[i] * columns, (size_t)columns * sizeof(ft_real));
+}
+
+static void ft__scatter_rows_plain(ft_context *context, int64_t count, int64_t columns, const int32_t *rows,
+                                   const ft_real *y, ft_real *x) {
+  int64_t i, j;
+  (void)context;
+  for (i = 0; i < count; ++i)
+    for (j = 0; j < columns; ++j) x[rows[i] * columns + j] += y[i * columns + j];
+}
+
+#if FT__FAST
+enum { FT__TOKENS = 16 };
+
+FT__INLINE void ft__embedding_piece(void *argument, int64_t piece, int thread) {
+  const ft_embedding_call *call = (const ft_embedding_call *)argument;
+  int64_t t = piece * FT__TOKENS, end = ft__smaller(call->tokens, t + FT__TOKENS), columns = call->columns;
+  (void)thread;
+  for (; t < end; ++t) {
+    float *y = call->y + t * columns;
+    memcpy(y, call->words + call->ids[t] * columns, (size_t)columns * sizeof(float));
+    if (call->positions) ft__add_row(columns, call->positions + call->position_ids[t] * columns, y);
+    if (call->types) ft__add_row(columns, call->types + (call->type_ids ? call->type_ids[t] : 0) * columns, y);
+  }
+}
+FT__TASKS(ft__embedding_piece)
+
+/* Different tokens add to the same rows, so threads share the columns, not the tokens. */
+FT__INLINE void ft__embedding_backward_piece(void *argument, int64_t piece, int thread) {
+  const ft_embedding_call *call = (const ft_embedding_call *)argument;
+  int64_t t, columns = call->columns, first = piece * FT__COLUMNS, count = ft__smaller(FT__COLUMNS, columns - first);
+  (void)thread;
+  for (t = 0; t < call->tokens; ++t) {
+    const float *dy = call->y_gradient + t * columns + first;
+    if (call->words_gradient) ft__add_row(count, dy, call->words_gradient + call->ids[t] * columns + first);
+    if (call->positions_gradient)
+      ft__add_row(count, dy, call->positions_gradient + call->position_ids[t] * columns + first);
+    if (call->types_gradient)
+      ft__add_row(count, dy, call->types_gradient + (call->type_ids ? call->type_ids[t] : 0) * columns + first);
+  }
+}
+FT__TASKS(ft__embedding_backward_piece)
+
+static void ft__embedding_fast(ft_context *context, const ft_embedding_call *call) {
+  ft__parallel_for(context, ft__pieces(call->tokens, FT__TOKENS), ft__embedding_piece_tasks[FT__INSTRUCTION_SET()],
+                   (void *)call);
+}
+
+static void ft__embedding_backward_fast(ft_context *context, const ft_embedding_call *call) {
+  ft__parallel_for(context, ft__pieces(call->columns, FT__COLUMNS),
+                   ft__embedding_backward_piece_tasks[FT__INSTRUCTION_SET()],
+                   (void *)call);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Losses. Cross-entropy of a row with class c: log sum_j exp(x_j) - x_c; its gradient is softmax(x) - one_hot(c).
+   Binary cross-entropy of x with target t, written so that no exponential overflows: max(x, 0) - x t + log(1 +
+   exp(-|x|)); its gradient is sigmoid(x) - t. */
+
+/* log sum_j exp(x_j) */
+static double ft__log_sum_exp(int64_t columns, const ft_real *x) {
+  double largest = (double)x[0], sum = 0;
+  int64_t j;
+  for (j = 1; j < columns; ++j)
+    if ((double)x[j] > largest) largest = (double)x[j];
+  for (j = 0; j < columns; ++j) sum += exp((double)x[j] - largest);
+  return largest + log(sum);
+}
+
+static void ft__cross_entropy_plain(ft_context *context, const ft_cross_entropy_call *call) {
+  double sum = 0;
+  int64_t i;
+  (void)context;
+  for (i = 0; i < call->rows; ++i) {
+    const ft_real *logits = call->logits + i * call->columns;
+    if (call->labels[i] < 0) continue;
+    FT_ASSERT(call->labels[i] < call->columns);
+    sum += ft__log_sum_exp(call->columns, logits) - (double)logits[call->labels[i]];
+  }
+  call->loss[0] = (ft_real)(sum / (double)call->divisor);
+}
+
+static void ft__cross_entropy_backward_plain(ft_context *context, const ft_cross_entropy_call *call) {
+  double scale = (double)call->loss_gradient[0] / (double)call->divisor;
+  int64_t i, j;
+  (void)context;
+  for (i = 0; i < call->rows; ++i) {
+    const ft_real *logits = call->logits + i * call->columns;
+    ft_real *gradient = call->logits_gradient + i * call->columns;
+    double log_sum;
+    if (call->labels[i] < 0) continue;
+    log_sum = ft__log_sum_exp(call->columns, logits);
+    for (j = 0; j < call->columns; ++j)
+      gradient[j] += (ft_real)(scale * (exp((double)logits[j] - log_sum) - (j == call->labels[i])));
+  }
+}
+
+static void ft__pointwise_loss_plain(ft_context *context, const ft_pointwise_loss_call *call) {
+  double sum = 0;
+  int64_t i;
+  (void)context;
+  for (i = 0; i < call->count; ++i) {
+    double x = (double)call->x[i], target = (double)call->targets[i];
+    sum += call->binary_cross_entropy ? (x > 0 ? x : 0) - x * target + log1p(exp(-fabs(x)))
+                                      : (x - target) * (x - target);
+  }
+  call->loss[0] = (ft_real)(sum / (double)call->divisor);
+}
+
+static void ft__pointwise_loss_backward_plain(ft_context *context, const ft_pointwise_loss_call *call) {
+  double scale = (double)call->loss_gradient[0] / (double)call->divisor;
+  int64_t i;
+  (void)context;
+  for (i = 0; i < call->count; ++i) {
+    double x = (double)call->x[i], target = (double)call->targets[i];
+    call->x_gradient[i] += (ft_real)(scale * (call->binary_cross_entropy ? ft__sigmoid(x) - target : 2 * (x - target)));
+  }
+}
+
+#if FT__FAST
+/* A masked-language-model loss has a whole vocabulary of columns: vectors of exponentials, and rows in parallel. */
+typedef struct ft__entropy_job {
+  const ft_cross_entropy_call *call;
+  double *losses;     /* [rows]: forward */
+  int64_t group_rows;
+} ft__entropy_job;
+
+FT__INLINE double ft__log_sum_exp_vector(int64_t columns, const float *x) {
+  float largest = x[0], correction;
+  ft__vector top, v, sum = {0};
+  int64_t j, whole = columns / FT__LANES * FT__LANES;
+  double total;
+  ft__fill(&top, largest);
+  for (j = 0; j < whole; j += FT__LANES) {
+    v = *(const ft__vector_memory *)(x + j);
+    top = FT__SELECT(v > top, v, top);
+  }
+  largest = ft__largest_lane(&top);
+  for (; j < columns; ++j)
+    if (x[j] > largest) largest = x[j];
+  for (j = 0; j < whole; j += FT__LANES) {
+    v = *(const ft__vector_memory *)(x + j) - largest;
+    ft__vector_exp(&v);
+    sum = sum + v;
+  }
+  correction = ft__sum_lanes(&sum);
+  total = (double)correction;
+  for (; j < columns; ++j) total += exp((double)(x[j] - largest));
+  return (double)largest + log(total);
+}
+
+FT__INLINE void ft__entropy_piece(void *argument, int64_t piece, int thread) {
+  const ft__entropy_job *job = (const ft__entropy_job *)argument;
+  const ft_cross_entropy_call *call = job->call;
+  int64_t row = piece * job->group_rows, end = ft__smaller(call->rows, row + job->group_rows);
+  (void)thread;
+  for (; row < end; ++row) {
+    const float *logits = call->logits + row * call->columns;
+    int32_t label = call->labels[row];
+    FT_ASSERT(label < call->columns);
+    job->losses[row] = label < 0 ? 0 : ft__log_sum_exp_vector(call->columns, logits) - (double)logits[label];
+  }
+}
+FT__TASKS(ft__entropy_piece)
+
+FT__INLINE void ft__entropy_backward_piece(void *argument, int64_t piece, int thread) {
+  const ft__entropy_job *job = (const ft__entropy_job *)argument;
+  const ft_cross_entropy_call *call = job->call;
+  int64_t j, columns = call->columns, row = piece * job->group_rows, end = ft__smaller(call->rows, row + job->group_rows);
+  float scale = call->loss_gradient[0] / call->divisor;
+  (void)thread;
+  for (; row < end; ++row) {
+    const float *logits = call->logits + row * columns;
+    float *gradient = call->logits_gradient + row * columns, log_sum;
+    if (call->labels[row] < 0) continue;
+    log_sum = (float)ft__log_sum_exp_vector(columns, logits);
+    for (j = 0; j < columns; j += FT__LANES) {
+      ft__vector v, old;
+      ft__load(&v, logits + j, columns - j);
+      ft__load(&old, gradient + j, columns - j);
+      v = v - log_sum;
+      ft__vector_exp(&v);
+      old = old + v * scale;
+      ft__store(gradient + j, &old, columns - j);
+    }
+    gradient[call->labels[row]] -= scale;
+  }
+}
+FT__TASKS(ft__entropy_backward_piece)
+
+static int64_t ft__entropy_group_rows(const ft_cross_entropy_call *call) {
+  return call->columns < 4096 ? 4096 / (call->columns + 1) + 1 : 1;
+}
+
+static void ft__cross_entropy_fast(ft_context *context, const ft_cross_entropy_call *call) {
+  ft__entropy_job job;
+  double sum = 0;
+  int64_t i;
+  if (call->rows > (int64_t)(FT__SCRATCH_BYTES / sizeof(double))) {
+    ft__cross_entropy_plain(context, call);
+    return;
+  }
+  job.call = call, job.losses = (double *)ft__scratch(context, 0), job.group_rows = ft__entropy_group_rows(call);
+  ft__parallel_for(context, ft__pieces(call->rows, job.group_rows), ft__entropy_piece_tasks[FT__INSTRUCTION_SET()], &job);
+  for (i = 0; i < call->rows; ++i) sum += job.losses[i];
+  call->loss[0] = (float)(sum / (double)call->divisor);
+}
+
+static void ft__cross_entropy_backward_fast(ft_context *context, const ft_cross_entropy_call *call) {
+  ft__entropy_job job;
+  job.call = call, job.losses = NULL, job.group_rows = ft__entropy_group_rows(call);
+  ft__parallel_for(context, ft__pieces(call->rows, job.group_rows),
+                   ft__entropy_backward_piece_tasks[FT__INSTRUCTION_SET()], &job);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   The optimizer's two passes over memory: the squared norm of a gradient, and AdamW (Loshchilov and Hutter 2019):
+
+       w <- w (1 - lr wd),   m <- m + (1 - beta1)(g - m),   v <- beta2 v + (1 - beta2) g^2,
+       w <- w - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps). */
+
+static double ft__sum_of_squares_plain(ft_context *context, int64_t count, const ft_real *x) {
+  (void)context;
+  return ft__dot(count, x, x);
+}
+
+typedef struct ft__adamw_factors { /* worked out in double, as torch does, and rounded once */
+  ft_real gradient_scale, decay, first, second, second_new, step, root, epsilon;
+} ft__adamw_factors;
+
+static ft__adamw_factors ft__adamw_prepare(const ft_adamw_step *step) {
+  ft__adamw_factors factors;
+  double correction1 = 1 - pow(step->beta1, (double)step->step), correction2 = 1 - pow(step->beta2, (double)step->step);
+  factors.gradient_scale = (ft_real)step->gradient_scale;
+  factors.decay = (ft_real)(1 - step->learning_rate * step->weight_decay);
+  factors.first = (ft_real)(1 - step->beta1);
+  factors.second = (ft_real)step->beta2;
+  factors.second_new = (ft_real)(1 - step->beta2);
+  factors.step = (ft_real)(step->learning_rate / correction1);
+  factors.root = (ft_real)sqrt(correction2);
+  factors.epsilon = (ft_real)step->epsilon;
+  return factors;
+}
+
+static void ft__adamw_plain(ft_context *context, const ft_adamw_step *step) {
+  ft__adamw_factors f = ft__adamw_prepare(step);
+  int64_t i;
+  (void)context;
+  for (i = 0; i < step->count; ++i) {
+    ft_real g = step->gradient[i] * f.gradient_scale;
+    ft_real m = step->first_moment[i] += (g - step->first_moment[i]) * f.first;
+    ft_real v = step->second_moment[i] = step->second_moment[i] * f.second + f.second_new * g * g;
+    ft_real root = (ft_real)sqrt((double)v) / f.root + f.epsilon;
+    step->weight[i] = step->weight[i] * f.decay - f.step * m / root;
+  }
+}
+
+#if FT__FAST
+/* Both are bound by memory: one pass, in pieces. Squares are summed in float over 1,024 elements (64 in each lane) and
+   in double from there on. */
+typedef struct ft__squares_job {
+  int64_t count;
+  const float *x;
+  double *sums; /* [pieces] */
+} ft__squares_job;
+
+FT__INLINE void ft__squares_piece(void *argument, int64_t piece, int thread) {
+  const ft__squares_job *job = (const ft__squares_job *)argument;
+  int64_t i = piece * FT__PIECE, j, end = ft__smaller(job->count, i + FT__PIECE);
+  double sum = 0;
+  (void)thread;
+  for (; i < end; i += 1024) {
+    int64_t block_end = ft__smaller(end, i + 1024);
+    ft__vector v, squares = {0};
+    for (j = i; j < block_end; j += FT__LANES) {
+      ft__load(&v, job->x + j, block_end - j);
+      squares = squares + v * v;
+    }
+    sum += (double)ft__sum_lanes(&squares);
+  }
+  job->sums[piece] = sum;
+}
+FT__TASKS(ft__squares_piece)
+
+static double ft__sum_of_squares_fast(ft_context *context, int64_t count, const float *x) {
+  int64_t i, pieces = ft__pieces(count, FT__PIECE);
+  ft__squares_job job;
+  double sum = 0;
+  if (pieces > (int64_t)(FT__SCRATCH_BYTES / sizeof(double))) return ft__sum_of_squares_plain(context, count, x);
+  job.count = count, job.x = x, job.sums = (double *)ft__scratch(context, 0);
+  ft__parallel_for(context, pieces, ft__squares_piece_tasks[FT__INSTRUCTION_SET()], &job);
+  for (i = 0; i < pieces; ++i) sum += job.sums[i];
+  return sum;
+}
+
+typedef struct ft__adamw_job {
+  const ft_adamw_step *step;
+  ft__adamw_factors factors;
+} ft__adamw_job;
+
+FT__INLINE void ft__adamw_piece(void *argument, int64_t piece, int thread) {
+  const ft__adamw_job *job = (const ft__adamw_job *)argument;
+  const ft_adamw_step *step = job->step;
+  const ft__adamw_factors f = job->factors;
+  int64_t i = piece * FT__PIECE, end = ft__smaller(step->count, i + FT__PIECE);
+  float inverse_root = 1 / f.root;
+  (void)thread;
+  for (; i < end; i += FT__LANES) {
+    ft__vector g, w, m, v, root;
+    ft__load(&g, step->gradient + i, end - i);
+    ft__load(&w, step->weight + i, end - i);
+    ft__load(&m, step->first_moment + i, end - i);
+    ft__load(&v, step->second_moment + i, end - i);
+    g = g * f.gradient_scale;
+    m = m + (g - m) * f.first;
+    v = v * f.second + g * g * f.second_new;
+    root = v;
+    ft__vector_sqrt(&root);
+    w = w * f.decay - m * f.step / (root * inverse_root + f.epsilon);
+    ft__store(step->weight + i, &w, end - i);
+    ft__store(step->first_moment + i, &m, end - i);
+    ft__store(step->second_moment + i, &v, end - i);
+  }
+}
+FT__TASKS(ft__adamw_piece)
+
+static void ft__adamw_fast(ft_context *context, const ft_adamw_step *step) {
+  ft__adamw_job job;
+  job.step = step, job.factors = ft__adamw_prepare(step);
+  ft__parallel_for(context, ft__pieces(step->count, FT__PIECE), ft__adamw_piece_tasks[FT__INSTRUCTION_SET()], &job);
+}
+#endif
+
+static const ft_backend ft__backend_plain = {"cpu (plain)",
+                                             ft__cpu_allocate,
+                                             ft__cpu_release,
+                                             ft__cpu_write,
+                                             ft__cpu_read,
+                                             ft__cpu_zero,
+                                             ft__unary_plain,
+                                             ft__unary_backward_plain,
+                                             ft__binary_plain,
+                                             ft__accumulate_plain,
+                                             ft__softmax_plain,
+                                             ft__softmax_backward_plain,
+                                             ft__matmul_plain,
+                                             ft__column_sum_plain,
+                                             ft__dropout_plain,
+                                             ft__layer_norm_plain,
+                                             ft__layer_norm_backward_plain,
+                                             ft__attention_plain,
+                                             ft__attention_backward_plain,
+                                             ft__embedding_plain,
+                                             ft__embedding_backward_plain,
+                                             ft__gather_rows_plain,
+                                             ft__scatter_rows_plain,
+                                             ft__cross_entropy_plain,
+                                             ft__cross_entropy_backward_plain,
+                                             ft__pointwise_loss_plain,
+                                             ft__pointwise_loss_backward_plain,
+                                             ft__sum_of_squares_plain,
+                                             ft__adamw_plain};
+
+#if FT__FAST
+static const ft_backend ft__backend_fast = {"cpu",
+                                            ft__cpu_allocate,
+                                            ft__cpu_release,
+                                            ft__cpu_write,
+                                            ft__cpu_read,
+                                            ft__cpu_zero,
+                                            ft__unary_fast,
+                                            ft__unary_backward_fast,
+                                            ft__binary_plain,
+                                            ft__accumulate_fast,
+                                            ft__softmax_plain,
+                                            ft__softmax_backward_plain,
+                                            ft__matmul_fast,
+                                            ft__column_sum_fast,
+                                            ft__dropout_fast,
+                                            ft__layer_norm_fast,
+                                            ft__layer_norm_backward_fast,
+                                            ft__attention_fast,
+                                            ft__attention_backward_fast,
+                                            ft__embedding_fast,
+                                            ft__embedding_backward_fast,
+                                            ft__gather_rows_plain,
+                                            ft__scatter_rows_plain,
+                                            ft__cross_entropy_fast,
+                                            ft__cross_entropy_backward_fast,
+                                            ft__pointwise_loss_plain,
+                                            ft__pointwise_loss_backward_plain,
+                                            ft__sum_of_squares_fast,
+                                            ft__adamw_fast};
+#endif
+
+/* For logs: what the kernels run on. */
+FT_API const char *ft_cpu_instruction_set(void) {
+#if FT__FAST
+  switch (FT__INSTRUCTION_SET()) {
+    case FT__AVX512: return "AVX-512";
+    case FT__AVX2: return "AVX2";
+    default: break;
+  }
+#if defined(__aarch64__)
+  return "NEON";
+#endif
+#endif
+  return "plain C";
+}
+
+FT_API const ft_backend *ft_backend_cpu(void) {
+#if FT__FAST
+  return &ft__backend_fast;
+#else
+  return &ft__backend_plain;
+#endif
+}
+/* =====================================================================================================================
+   >>tape: tensors, and reverse-mode automatic differentiation
+
+   An operation y = f(x1, .., xn) is a node: its inputs, its output, what it saved for later, and two functions. Forward
+   computes y. Backward is given dL/dy and adds to each input its share of the chain rule,
+
+       dL/dxi  +=  (dy/dxi)^T dL/dy.
+
+   Recording an operation computes it and appends its node; ft_backward visits the nodes last to first. That order is
+   right because a node is appended only after the nodes that made its inputs: when it is visited, every use of its
+   output has already added to dL/dy. (Griewank and Walther, "Evaluating Derivatives", chapter 3.)
+
+   Gradient memory of intermediate tensors is needed only between the first use that adds to it and the node that made
+   the tensor. It is then handed to the next gradient of the same size: a step keeps a handful of gradient buffers
+   instead of one for each activation. The first contribution overwrites and later ones add (gradient_is_set says
+   which), so gradients are never cleared for nothing. */
+
+enum { FT__INPUTS = 6, FT__SAVED = 4 };
+
+typedef struct ft__node ft__node;
+
+typedef struct ft__operation {
+  const char *name;
+  void (*forward)(ft_context *context, ft__node *node);
+  void (*backward)(ft_context *context, ft__node *node); /* NULL: recording it on the way to a gradient is an error */
+} ft__operation;
+
+struct ft__node {
+  const ft__operation *operation;
+  ft__node *previous;
+  ft_tensor *input[FT__INPUTS]; /* NULL where there is none */
+  ft_tensor *output;
+  ft_tensor *saved[FT__SAVED]; /* what forward leaves for backward */
+  int kind;                    /* parameters of the operation, as it needs them: ft_unary, ft_binary, heads, ... */
+  int64_t integer;
+  double number;
+  ft_dropout_mask dropout;
+};
+
+typedef struct ft__free_gradient {
+  void *memory;
+  size_t bytes;
+} ft__free_gradient;
+
+struct ft__tape {
+  ft__node *last;
+  ft__free_gradient *free_gradients; /* back-end memory of finished gradients, to be used again */
+  int64_t free_count, free_capacity;
+};
+
+static size_t ft__element_size(ft_dtype dtype) { return dtype == FT_F32 ? sizeof(ft_real) : ft_dtype_size(dtype); }
+
+FT_API int64_t ft_tensor_count(const ft_tensor *tensor) {
+  int64_t count = 1;
+  int i;
+  for (i = 0; i < tensor->dimensions; ++i) count *= tensor->shape[i];
+  return count;
+}
+
+static size_t ft__tensor_bytes(const ft_tensor *tensor) {
+  return (size_t)ft_tensor_count(tensor) * ft__element_size(tensor->dtype);
+}
+
+static bool ft__is_contiguous(const ft_tensor *tensor) {
+  int64_t expected = 1;
+  int i;
+  for (i = tensor->dimensions - 1; i >= 0; --i) {
+    if (tensor->shape[i] != 1 && tensor->stride[i] != expected) return false;
+    expected *= tensor->shape[i];
+  }
+  return true;
+}
+
+/* "[2, 3]", for messages; buffer has 100 bytes. */
+static const char *ft__shape_text(const ft_tensor *tensor, char *buffer) {
+  size_t used = 1;
+  int i;
+  buffer[0] = '[';
+  for (i = 0; i < tensor->dimensions; ++i)
+    used += (size_t)snprintf(buffer + used, 100 - used, "%s%lld", i ? ", " : "", (long long)tensor->shape[i]);
+  snprintf(buffer + used, 100 - used, "]");
+  return buffer;
+}
+
+static void ft__set_shape(ft_tensor *tensor, int dimensions, const int64_t *shape) {
+  int64_t stride = 1;
+  int i;
+  tensor->dimensions = dimensions;
+  for (i = dimensions - 1; i >= 0; --i) {
+    tensor->shape[i] = shape[i];
+    tensor->stride[i] = stride;
+    stride *= shape[i];
+  }
+}
+
+static bool ft__check_shape(ft_context *context, int dimensions, const int64_t *shape) {
+  int64_t room = INT64_MAX / 64;
+  int i;
+  if (dimensions < 0 || dimensions > 4) {
+    ft__error(context, FT_ERROR_SHAPE, "a tensor has 0 to 4 dimensions, not %d", dimensions);
+    return false;
+  }
+  for (i = 0; i < dimensions; ++i) {
+    if (shape[i] < 0 || (shape[i] > 0 && room / shape[i] < 1)) {
+      ft__error(context, FT_ERROR_SHAPE, "a tensor cannot have %lld elements along dimension %d", (long long)shape[i],
+                i);
+      return false;
+    }
+    if (shape[i] > 0) room /= shape[i];
+  }
+  return true;
+}
+
+FT_API ft_tensor *ft_tensor_create(ft_context *context, ft_dtype dtype, int dimensions, const int64_t *shape) {
+  ft_tensor *tensor;
+  if (dtype != FT_F32 && dtype != FT_I32) {
+    ft__error(context, FT_ERROR_UNSUPPORTED, "tensors hold F32 or I32, not %s", ft_dtype_name(dtype));
+    return NULL;
+  }
+  if (!ft__check_shape(context, dimensions, shape)) return NULL;
+  tensor = (ft_tensor *)ft__allocate_zero(context, sizeof *tensor);
+  if (!tensor) return NULL;
+  tensor->dtype = dtype;
+  tensor->persistent = true;
+  tensor->owner = context;
+  ft__set_shape(tensor, dimensions, shape);
+  tensor->data = context->backend->allocate(context, ft__tensor_bytes(tensor));
+  if (!tensor->data) {
+    ft__error(context, FT_ERROR_MEMORY, "out of memory: a tensor of %zu bytes", ft__tensor_bytes(tensor));
+    ft__release(context, tensor);
+    return NULL;
+  }
+  context->backend->zero(context, tensor->data, ft__tensor_bytes(tensor));
+  return tensor;
+}
+
+FT_API void ft_tensor_free(ft_tensor *tensor) {
+  ft_context *context;
+  if (!tensor || !tensor->persistent) return;
+  context = tensor->owner;
+  context->backend->release(context, tensor->data);
+  if (tensor->gradient) context->backend->release(context, tensor->gradient);
+  ft__release(context, tensor);
+}
+
+static ft_tensor *ft__tensor_header(ft_context *context) {
+  ft_tensor *tensor = (ft_tensor *)ft__arena_allocate(context, &context->host_arena, sizeof *tensor);
+  if (tensor) memset(tensor, 0, sizeof *tensor);
+  return tensor;
+}
+
+FT_API ft_tensor *ft_tensor_temporary(ft_context *context, ft_dtype dtype, int dimensions, const int64_t *shape) {
+  ft_tensor *tensor;
+  if (!ft__check_shape(context, dimensions, shape) || !(tensor = ft__tensor_header(context))) return NULL;
+  tensor->dtype = dtype;
+  ft__set_shape(tensor, dimensions, shape);
+  tensor->data = ft__arena_allocate(context, &context->backend_arena, ft__tensor_bytes(tensor));
+  return tensor->data ? tensor : NULL;
+}
+
+static ft_tensor *ft__temporary_1d(ft_context *context, ft_dtype dtype, int64_t count) {
+  return ft_tensor_temporary(context, dtype, 1, &count);
+}
+
+static ft_tensor *ft__temporary_2d(ft_context *context, ft_dtype dtype, int64_t rows, int64_t columns) {
+  int64_t shape[2];
+  shape[0] = rows, shape[1] = columns;
+  return ft_tensor_temporary(context, dtype, 2, shape);
+}
+
+static ft_status ft__check_contiguous(ft_context *context, const ft_tensor *tensor, const char *what) {
+  if (ft__is_contiguous(tensor)) return FT_OK;
+  return ft__error(context, FT_ERROR_SHAPE, "%s wants a contiguous tensor, not a view: see ft_contiguous", what);
+}
+
+FT_API ft_status ft_tensor_write(ft_context *context, ft_tensor *tensor, const void *values) {
+  if (!tensor || ft__check_contiguous(context, tensor, "ft_tensor_write") != FT_OK) return context->status;
+  context->backend->write(context, tensor->data, values, ft__tensor_bytes(tensor));
+  return FT_OK;
+}
+
+FT_API ft_status ft_tensor_read(ft_context *context, const ft_tensor *tensor, void *values) {
+  if (!tensor || ft__check_contiguous(context, tensor, "ft_tensor_read") != FT_OK) return context->status;
+  context->backend->read(context, tensor->data, values, ft__tensor_bytes(tensor));
+  return FT_OK;
+}
+
+FT_API ft_status ft_gradient_read(ft_context *context, const ft_tensor *tensor, ft_real *values) {
+  if (!tensor) return context->status;
+  if (tensor->gradient && tensor->gradient_is_set)
+    context->backend->read(context, tensor->gradient, values, ft__tensor_bytes(tensor));
+  else
+    memset(values, 0, ft__tensor_bytes(tensor));
+  return FT_OK;
+}
+
+FT_API void ft_gradient_zero(ft_context *context, ft_tensor *tensor) {
+  (void)context;
+  tensor->gradient_is_set = false; /* the next contribution overwrites */
+}
+
+/* ---- gradient memory ---- */
+
+static void *ft__gradient_take(ft_context *context, size_t bytes) {
+  ft__tape *tape = context->tape;
+  int64_t i;
+  for (i = tape ? tape->free_count - 1 : -1; i >= 0; --i) {
+    if (tape->free_gradients[i].bytes == bytes) {
+      void *memory = tape->free_gradients[i].memory;
+      tape->free_gradients[i] = tape->free_gradients[--tape->free_count];
+      return memory;
+    }
+  }
+  return ft__arena_allocate(context, &context->backend_arena, bytes);
+}
+
+static void ft__gradient_give(ft_context *context, void *memory, size_t bytes) {
+  ft__tape *tape = context->tape;
+  if (!memory || !ft__grow(context, &tape->free_gradients, &tape->free_capacity, tape->free_count + 1,
+                           sizeof *tape->free_gradients))
+    return; /* not used again in this step, nothing worse */
+  tape->free_gradients[tape->free_count].memory = memory;
+  tape->free_gradients[tape->free_count].bytes = bytes;
+  ++tape->free_count;
+}
+
+/* The memory of a tensor's gradient, for an operation about to add its share: *accumulate says whether something is
+   there already or the memory is to be overwritten. NULL when the tensor needs no gradient, or memory is short. */
+static ft_real *ft__gradient(ft_context *context, ft_tensor *tensor, bool *accumulate) {
+  *accumulate = false;
+  if (!tensor || !tensor->requires_gradient) return NULL;
+  if (!tensor->gradient) {
+    size_t bytes = ft__tensor_bytes(tensor);
+    tensor->gradient =
+        tensor->persistent ? context->backend->allocate(context, bytes) : ft__gradient_take(context, bytes);
+    if (!tensor->gradient) {
+      ft__error(context, FT_ERROR_MEMORY, "out of memory: the gradient of %s, %zu bytes",
+                tensor->name ? tensor->name : "a tensor", bytes);
+      return NULL;
+    }
+  }
+  *accumulate = tensor->gradient_is_set;
+  tensor->gradient_is_set = true;
+  return (ft_real *)tensor->gradient;
+}
+
+/* The same for operations that only add: unset memory is cleared first. */
+static ft_real *ft__gradient_to_add(ft_context *context, ft_tensor *tensor) {
+  bool accumulate;
+  ft_real *gradient = ft__gradient(context, tensor, &accumulate);
+  if (gradient && !accumulate) context->backend->zero(context, gradient, ft__tensor_bytes(tensor));
+  return gradient;
+}
+
+/* ---- recording ---- */
+
+static ft__node *ft__node_create(ft_context *context, const ft__operation *operation) {
+  ft__node *node = (ft__node *)ft__arena_allocate(context, &context->host_arena, sizeof *node);
+  if (!node) return NULL;
+  memset(node, 0, sizeof *node);
+  node->operation = operation;
+  return node;
+}
+
+/* Computes a node whose inputs, output and saved tensors are in place, and appends it to the tape if a gradient will
+   flow through it. Returns its output. */
+static ft_tensor *ft__record(ft_context *context, ft__node *node) {
+  bool differentiable = false;
+  int i;
+  if (!node->output) return NULL;
+  for (i = 0; i < FT__INPUTS; ++i)
+    if (node->input[i] && node->input[i]->requires_gradient && context->no_grad == 0) differentiable = true;
+  if (differentiable && !node->operation->backward) {
+    ft__error(context, FT_ERROR_UNSUPPORTED, "%s has no backward pass, but its input requires a gradient",
+              node->operation->name);
+    return NULL;
+  }
+  if (differentiable && !context->tape &&
+      !(context->tape = (ft__tape *)ft__allocate_zero(context, sizeof *context->tape)))
+    return NULL;
+  node->operation->forward(context, node);
+  if (differentiable) {
+    node->output->requires_gradient = true;
+    node->previous = context->tape->last;
+    context->tape->last = node;
+  }
+  return node->output;
+}
+
+FT_API ft_status ft_backward(ft_context *context, ft_tensor *loss) {
+  const ft_real one = 1;
+  ft_real *gradient;
+  ft__node *node;
+  bool accumulate;
+  ft_status status = FT_OK;
+  if (!loss) return context->status;
+  if (ft_tensor_count(loss) != 1) {
+    char shape[100];
+    return ft__error(context, FT_ERROR_SHAPE, "ft_backward starts at a loss of one element, not at one of shape %s",
+                     ft__shape_text(loss, shape));
+  }
+  if (!loss->requires_gradient)
+    return ft__error(context, FT_ERROR_ARGUMENT,
+                     "ft_backward: nothing that the loss was computed from requires a gradient");
+  context->status = FT_OK;
+  gradient = ft__gradient(context, loss, &accumulate);
+  if (!gradient) return context->status;
+  context->backend->write(context, gradient, &one, sizeof one);
+  for (node = context->tape ? context->tape->last : NULL; node && status == FT_OK; node = node->previous) {
+    ft_tensor *output = node->output;
+    if (!output->gradient_is_set) continue; /* the loss does not depend on it */
+    node->operation->backward(context, node);
+    status = context->status;
+    ft__gradient_give(context, output->gradient, ft__tensor_bytes(output));
+    output->gradient = NULL;
+    output->gradient_is_set = false;
+  }
+  return status;
+}
+
+FT_API void ft_tape_clear(ft_context *context) {
+  if (context->tape) {
+    context->tape->last = NULL;
+    context->tape->free_count = 0;
+  }
+  ft__arena_reset(context, &context->host_arena);
+  ft__arena_reset(context, &context->backend_arena);
+}
+
+static void ft__tape_free(ft_context *context) {
+  if (!context->tape) return;
+  ft__release(context, context->tape->free_gradients);
+  ft__release(context, context->tape);
+  context->tape = NULL;
+}
+
+FT_API void ft_no_grad_begin(ft_context *context) { ++context->no_grad; }
+
+FT_API void ft_no_grad_end(ft_context *context) {
+  FT_ASSERT(context->no_grad > 0);
+  --context->no_grad;
+}
+
+FT_API int64_t ft_tape_peak_bytes(const ft_context *context) { return (int64_t)context->backend_arena.peak; }
+/* =====================================================================================================================
+   >>operations: each with its forward and backward pass side by side
+
+   Notation: dx stands for dL/dx. Broadcasting aligns shapes at their last dimension; along a stretched dimension the
+   stride is 0, so one strided loop (back-end function `accumulate`) serves to copy views, to add gradients of views
+   into their base, and - a stride of 0 in the destination - to sum over what was stretched. */
+
+typedef struct ft__layout { /* a tensor seen with exactly 4 dimensions */
+  int64_t shape[4], stride[4];
+} ft__layout;
+
+static ft__layout ft__layout_of(const ft_tensor *tensor) {
+  ft__layout layout;
+  int i, lead = 4 - tensor->dimensions;
+  for (i = 0; i < 4; ++i) {
+    layout.shape[i] = i < lead ? 1 : tensor->shape[i - lead];
+    layout.stride[i] = i < lead || layout.shape[i] == 1 ? 0 : tensor->stride[i - lead];
+  }
+  return layout;
+}
+
+/* The same for contiguous memory of that shape, such as its gradient. */
+static ft__layout ft__layout_contiguous(const ft_tensor *tensor) {
+  ft_tensor plain = *tensor;
+  ft__set_shape(&plain, tensor->dimensions, tensor->shape);
+  return ft__layout_of(&plain);
+}
+
+/* dx += scale * dy, where x was broadcast to y's shape: sums over the stretched dimensions. */
+static void ft__add_gradient(ft_context *context, ft_tensor *x, const ft_tensor *y, ft_real scale, const ft_real *dy) {
+  ft_real *dx = ft__gradient_to_add(context, x);
+  ft__layout from = ft__layout_contiguous(y), to;
+  if (!dx) return;
+  to = ft__layout_contiguous(x);
+  context->backend->accumulate(context, from.shape, scale, dy, from.stride, dx, to.stride);
+}
+
+static const ft_real *ft__data(const ft_tensor *tensor) { return tensor ? (const ft_real *)tensor->data : NULL; }
+static ft_real *ft__out(ft_tensor *tensor) { return tensor ? (ft_real *)tensor->data : NULL; }
+static const int32_t *ft__ids(const ft_tensor *tensor) { return tensor ? (const int32_t *)tensor->data : NULL; }
+
+static ft_tensor *ft__shape_error(ft_context *context, const char *operation, const ft_tensor *a, const ft_tensor *b) {
+  char first[100], second[100];
+  ft__error(context, FT_ERROR_SHAPE, "%s: shapes %s and %s do not fit together", operation, ft__shape_text(a, first),
+            b ? ft__shape_text(b, second) : "(none)");
+  return NULL;
+}
+
+/* ---- elementwise: y = a op b ---- */
+
+static void ft__binary_forward(ft_context *context, ft__node *node) {
+  ft__layout a = ft__layout_of(node->input[0]), b = ft__layout_of(node->input[1]), y = ft__layout_of(node->output);
+  context->backend->binary(context, (ft_binary)node->kind, y.shape, ft__data(node->input[0]), a.stride,
+                           ft__data(node->input[1]), b.stride, ft__out(node->output));
+}
+
+/* a + b: da = dy, db = dy.   a - b: db = -dy.   a b: da = dy b, db = dy a.   a / b: da = dy / b, db = -dy y / b. */
+static void ft__binary_backward(ft_context *context, ft__node *node) {
+  const ft_backend *backend = context->backend;
+  ft_tensor *a = node->input[0], *b = node->input[1], *y = node->output;
+  const ft_real *dy = (const ft_real *)y->gradient;
+  ft__layout la = ft__layout_of(a), lb = ft__layout_of(b), ly = ft__layout_contiguous(y);
+  ft_real *product;
+  if (node->kind == FT_ADD || node->kind == FT_SUBTRACT) {
+    ft__add_gradient(context, a, y, 1, dy);
+    ft__add_gradient(context, b, y, node->kind == FT_ADD ? (ft_real)1 : (ft_real)-1, dy);
+    return;
+  }
+  product = (ft_real *)ft__gradient_take(context, ft__tensor_bytes(y));
+  if (!product) return;
+  if (a->requires_gradient) {
+    backend->binary(context, (ft_binary)node->kind, ly.shape, dy, ly.stride, ft__data(b), lb.stride, product);
+    ft__add_gradient(context, a, y, 1, product);
+  }
+  if (b->requires_gradient && node->kind == FT_MULTIPLY) {
+    backend->binary(context, FT_MULTIPLY, ly.shape, dy, ly.stride, ft__data(a), la.stride, product);
+    ft__add_gradient(context, b, y, 1, product);
+  } else if (b->requires_gradient) {
+    backend->binary(context, FT_MULTIPLY, ly.shape, dy, ly.stride, ft__data(y), ly.stride, product);
+    backend->binary(context, FT_DIVIDE, ly.shape, product, ly.stride, ft__data(b), lb.stride, product);
+    ft__add_gradient(context, b, y, -1, product);
+  }
+  ft__gradient_give(context, product, ft__tensor_bytes(y));
+}
+
+static const ft__operation ft__binary_operations[] = {{"ft_add", ft__binary_forward, ft__binary_backward},
+                                                      {"ft_subtract", ft__binary_forward, ft__binary_backward},
+                                                      {"ft_multiply", ft__binary_forward, ft__binary_backward},
+                                                      {"ft_divide", ft__binary_forward, ft__binary_backward}};
+
+static ft_tensor *ft__binary(ft_context *context, ft_binary kind, ft_tensor *a, ft_tensor *b) {
+  ft__layout la, lb;
+  int64_t shape[4];
+  ft__node *node;
+  int i, dimensions;
+  if (!a || !b) return NULL;
+  la = ft__layout_of(a), lb = ft__layout_of(b);
+  dimensions = a->dimensions > b->dimensions ? a->dimensions : b->dimensions;
+  for (i = 0; i < 4; ++i) {
+    if (la.shape[i] != lb.shape[i] && la.shape[i] != 1 && lb.shape[i] != 1)
+      return ft__shape_error(context, ft__binary_operations[kind].name, a, b);
+    shape[i] = la.shape[i] == 1 ? lb.shape[i] : la.shape[i];
+  }
+  if (!(node = ft__node_create(context, &ft__binary_operations[kind]))) return NULL;
+  node->input[0] = a;
+  node->input[1] = b;
+  node->kind = kind;
+  node->output = ft_tensor_temporary(context, FT_F32, dimensions, shape + 4 - dimensions);
+  return ft__record(context, node);
+}
+
+FT_API ft_tensor *ft_add(ft_context *context, ft_tensor *a, ft_tensor *b) { return ft__binary(context, FT_ADD, a, b); }
+FT_API ft_tensor *ft_subtract(ft_context *context, ft_tensor *a, ft_tensor *b) {
+  return ft__binary(context, FT_SUBTRACT, a, b);
+}
+FT_API ft_tensor *ft_multiply(ft_context *context, ft_tensor *a, ft_tensor *b) {
+  return ft__binary(context, FT_MULTIPLY, a, b);
+}
+FT_API ft_tensor *ft_divide(ft_context *context, ft_tensor *a, ft_tensor *b) {
+  return ft__binary(context, FT_DIVIDE, a, b);
+}
+
+/* ---- scaled sums: y = factor * sum of x over what is 1 in y's shape. Scaling, sums, means and copies are all this
+ * ---- */
+
+static void ft__scaled_sum_forward(ft_context *context, ft__node *node) {
+  ft__layout x = ft__layout_of(node->input[0]), y = ft__layout_of(node->output);
+  context->backend->zero(context, node->output->data, ft__tensor_bytes(node->output));
+  context->backend->accumulate(context, x.shape, (ft_real)node->number, ft__data(node->input[0]), x.stride,
+                               ft__out(node->output), y.stride);
+}
+
+/* dx = factor * dy, stretched to x's shape. */
+static void ft__scaled_sum_backward(ft_context *context, ft__node *node) {
+  ft_tensor *x = node->input[0];
+  ft_real *dx = ft__gradient_to_add(context, x);
+  ft__layout to, from = ft__layout_contiguous(node->output);
+  if (!dx) return;
+  to = ft__layout_contiguous(x);
+  context->backend->accumulate(context, to.shape, (ft_real)node->number, (const ft_real *)node->output->gradient,
+                               from.stride, dx, to.stride);
+}
+
+static const ft__operation ft__scaled_sum_operation = {"ft_scale, ft_sum or ft_mean", ft__scaled_sum_forward,
+                                                       ft__scaled_sum_backward};
+
+static ft_tensor *ft__scaled_sum(ft_context *context, ft_tensor *x, double factor, int dimensions,
+                                 const int64_t *shape) {
+  ft__node *node = ft__node_create(context, &ft__scaled_sum_operation);
+  if (!node) return NULL;
+  node->input[0] = x;
+  node->number = factor;
+  node->output = ft_tensor_temporary(context, FT_F32, dimensions, shape);
+  return ft__record(context, node);
+}
+
+FT_API ft_tensor *ft_scale(ft_context *context, ft_tensor *x, double factor) {
+  return x ? ft__scaled_sum(context, x, factor, x->dimensions, x->shape) : NULL;
+}
+
+FT_API ft_tensor *ft_contiguous(ft_context *context, ft_tensor *x) {
+  return !x || ft__is_contiguous(x) ? x : ft_scale(context, x, 1);
+}
+
+static ft_tensor *ft__reduce(ft_context *context, const char *operation, ft_tensor *x, int dimension, bool mean) {
+  int64_t shape[4] = {1, 1, 1, 1}, count = 1;
+  int i;
+  if (!x) return NULL;
+  if (dimension < -1 || dimension >= x->dimensions) {
+    ft__error(context, FT_ERROR_ARGUMENT, "%s: there is no dimension %d in %d dimensions", operation, dimension,
+              x->dimensions);
+    return NULL;
+  }
+  for (i = 0; i < x->dimensions; ++i) {
+    bool summed = dimension == -1 || dimension == i;
+    if (summed) count *= x->shape[i];
+    shape[i] = summed ? 1 : x->shape[i];
+  }
+  return ft__scaled_sum(context, x, mean && count ? 1.0 / (double)count : 1.0, dimension == -1 ? 1 : x->dimensions,
+                        shape);
+}
+
+FT_API ft_tensor *ft_sum(ft_context *context, ft_tensor *x, int dimension) {
+  return ft__reduce(context, "ft_sum", x, dimension, false);
+}
+FT_API ft_tensor *ft_mean(ft_context *context, ft_tensor *x, int dimension) {
+  return ft__reduce(context, "ft_mean", x, dimension, true);
+}
+
+/* ---- y = f(x), elementwise ---- */
+
+static void ft__unary_forward(ft_context *context, ft__node *node) {
+  context->backend->unary(context, (ft_unary)node->kind, ft_tensor_count(node->output), ft__data(node->input[0]),
+                          ft__out(node->output));
+}
+
+/* dx = dy f'(x) */
+static void ft__unary_backward(ft_context *context, ft__node *node) {
+  bool accumulate;
+  ft_real *dx = ft__gradient(context, node->input[0], &accumulate);
+  if (dx)
+    context->backend->unary_backward(context, (ft_unary)node->kind, ft_tensor_count(node->output),
+                                     ft__data(node->input[0]), ft__data(node->output),
+                                     (const ft_real *)node->output->gradient, dx, accumulate);
+}
+
+static const ft__operation ft__unary_operation = {"ft_activate", ft__unary_forward, ft__unary_backward};
+
+FT_API ft_tensor *ft_activate(ft_context *context, ft_unary kind, ft_tensor *x) {
+  ft__node *node;
+  if (!(x = ft_contiguous(context, x)) || !(node = ft__node_create(context, &ft__unary_operation))) return NULL;
+  node->input[0] = x;
+  node->kind = kind;
+  node->output = ft_tensor_temporary(context, FT_F32, x->dimensions, x->shape);
+  return ft__record(context, node);
+}
+
+/* ---- y = softmax(x) over the last dimension: y_i = exp(x_i) / sum_j exp(x_j) ---- */
+
+static int64_t ft__last_dimension(const ft_tensor *x) { return x->dimensions ? x->shape[x->dimensions - 1] : 1; }
+
+static void ft__softmax_forward(ft_context *context, ft__node *node) {
+  int64_t columns = ft__last_dimension(node->output);
+  context->backend->softmax(context, columns ? ft_tensor_count(node->output) / columns : 0, columns,
+                            ft__data(node->input[0]), ft__out(node->output));
+}
+
+/* dx_i = y_i (dy_i - sum_j dy_j y_j) */
+static void ft__softmax_backward(ft_context *context, ft__node *node) {
+  ft_real *dx = ft__gradient_to_add(context, node->input[0]);
+  int64_t columns = ft__last_dimension(node->output);
+  if (dx)
+    context->backend->softmax_backward(context, columns ? ft_tensor_count(node->output) / columns : 0, columns,
+                                       ft__data(node->output), (const ft_real *)node->output->gradient, dx);
+}
+
+static const ft__operation ft__softmax_operation = {"ft_softmax", ft__softmax_forward, ft__softmax_backward};
+
+FT_API ft_tensor *ft_softmax(ft_context *context, ft_tensor *x) {
+  ft__node *node;
+  if (!(x = ft_contiguous(context, x)) || !(node = ft__node_create(context, &ft__softmax_operation))) return NULL;
+  node->input[0] = x;
+  node->output = ft_tensor_temporary(context, FT_F32, x->dimensions, x->shape);
+  return ft__record(context, node);
+}
+
+/* ---- C = A B, batched over leading dimensions ---- */
+
+/* One batch element: adds or writes P Q where both are given by strided views of the same memory. */
+static void ft__matmul_strided(ft_context *context, const int64_t size[3], const ft_real *a, int64_t a_row,
+                               int64_t a_column, const ft_real *b, int64_t b_row, int64_t b_column, ft_real *c,
+                               bool accumulate) {
+  ft_matmul_call call;
+  memset(&call, 0, sizeof call);
+  call.m = size[0], call.n = size[1], call.k = size[2];
+  call.a = a, call.a_row = a_row, call.a_column = a_column;
+  call.b = b, call.b_row = b_row, call.b_column = b_column;
+  call.c = c, call.c_row = size[1];
+  call.accumulate = accumulate;
+  context->backend->matmul(context, &call);
+}
+
+static void ft__matmul_forward(ft_context *context, ft__node *node) {
+  ft__layout a = ft__layout_of(node->input[0]), b = ft__layout_of(node->input[1]);
+  ft__layout c = ft__layout_contiguous(node->output);
+  int64_t size[3], i, j;
+  size[0] = c.shape[2], size[1] = c.shape[3], size[2] = a.shape[3];
+  for (i = 0; i < c.shape[0]; ++i)
+    for (j = 0; j < c.shape[1]; ++j)
+      ft__matmul_strided(context, size, ft__data(node->input[0]) + i * a.stride[0] + j * a.stride[1], a.stride[2],
+                         a.stride[3], ft__data(node->input[1]) + i * b.stride[0] + j * b.stride[1], b.stride[2],
+                         b.stride[3], ft__out(node->output) + i * c.stride[0] + j * c.stride[1], false);
+}
+
+/* dA = dC B^T,  dB = A^T dC; a batch dimension that was broadcast sums. */
+static void ft__matmul_backward(ft_context *context, ft__node *node) {
+  ft_tensor *ta = node->input[0], *tb = node->input[1];
+  ft__layout a = ft__layout_of(ta), b = ft__layout_of(tb), c = ft__layout_contiguous(node->output);
+  ft__layout ga = ft__layout_contiguous(ta), gb = ft__layout_contiguous(tb);
+  ft_real *da = ft__gradient_to_add(context, ta), *db = ft__gradient_to_add(context, tb);
+  int64_t m = c.shape[2], n = c.shape[3], k = a.shape[3], i, j, for_a[3], for_b[3];
+  for_a[0] = m, for_a[1] = k, for_a[2] = n;
+  for_b[0] = k, for_b[1] = n, for_b[2] = m;
+  for (i = 0; i < c.shape[0]; ++i) {
+    for (j = 0; j < c.shape[1]; ++j) {
+      const ft_real *dc = (const ft_real *)node->output->gradient + i * c.stride[0] + j * c.stride[1];
+      if (da)
+        ft__matmul_strided(context, for_a, dc, n, 1, ft__data(tb) + i * b.stride[0] + j * b.stride[1], b.stride[3],
+                           b.stride[2], da + i * ga.stride[0] + j * ga.stride[1], true);
+      if (db)
+        ft__matmul_strided(context, for_b, ft__data(ta) + i * a.stride[0] + j * a.stride[1], a.stride[3], a.stride[2],
+                           dc, n, 1, db + i * gb.stride[0] + j * gb.stride[1], true);
+    }
+  }
+}
+
+static const ft__operation ft__matmul_operation = {"ft_matmul", ft__matmul_forward, ft__matmul_backward};
+
+FT_API ft_tensor *ft_matmul(ft_context *context, ft_tensor *a, ft_tensor *b) {
+  ft__layout la, lb;
+  int64_t shape[4];
+  int i, dimensions;
+  ft__node *node;
+  if (!a || !b) return NULL;
+  la = ft__layout_of(a), lb = ft__layout_of(b);
+  if (a->dimensions < 2 || b->dimensions < 2 || la.shape[3] != lb.shape[2])
+    return ft__shape_error(context, "ft_matmul", a, b);
+  for (i = 0; i < 2; ++i) {
+    if (la.shape[i] != lb.shape[i] && la.shape[i] != 1 && lb.shape[i] != 1)
+      return ft__shape_error(context, "ft_matmul", a, b);
+    shape[i] = la.shape[i] == 1 ? lb.shape[i] : la.shape[i];
+  }
+  shape[2] = la.shape[2], shape[3] = lb.shape[3];
+  dimensions = a->dimensions > b->dimensions ? a->dimensions : b->dimensions;
+  if (!(node = ft__node_create(context, &ft__matmul_operation))) return NULL;
+  node->input[0] = a;
+  node->input[1] = b;
+  node->output = ft_tensor_temporary(context, FT_F32, dimensions, shape + 4 - dimensions);
+  return ft__record(context, node);
+}
+
+/* ---- views: another shape and strides over the same memory ---- */
+
+static void ft__view_forward(ft_context *context, ft__node *node) { (void)context, (void)node; }
+
+/* dx at the viewed elements += dy. The gradient of x is contiguous, so the view's strides are those it would have over
+   a contiguous x: they were kept at recording. */
+static void ft__view_backward(ft_context *context, ft__node *node) {
+  ft_real *dx = ft__gradient_to_add(context, node->input[0]);
+  ft__layout from = ft__layout_contiguous(node->output), to;
+  if (!dx) return;
+  to = ft__layout_of(node->saved[0]);
+  context->backend->accumulate(context, from.shape, 1, (const ft_real *)node->output->gradient, from.stride,
+                               dx + node->integer, to.stride);
+}
+
+static const ft__operation ft__view_operation = {"a view", ft__view_forward, ft__view_backward};
+
+/* A view of x: `offset` elements in, with this shape and strides; gradient_* say the same over a contiguous x. */
+static ft_tensor *ft__view(ft_context *context, ft_tensor *x, int dimensions, const int64_t *shape,
+                           const int64_t *stride, int64_t offset, const int64_t *gradient_stride,
+                           int64_t gradient_offset) {
+  ft__node *node = ft__node_create(context, &ft__view_operation);
+  ft_tensor *view = ft__tensor_header(context), *map = ft__tensor_header(context);
+  int i;
+  if (!node || !view || !map) return NULL;
+  view->dtype = x->dtype;
+  ft__set_shape(view, dimensions, shape);
+  for (i = 0; i < dimensions; ++i) view->stride[i] = stride[i];
+  *map = *view;
+  for (i = 0; i < dimensions; ++i) map->stride[i] = gradient_stride[i];
+  view->data = (char *)x->data + offset * (int64_t)ft__element_size(x->dtype);
+  node->input[0] = x;
+  node->saved[0] = map;
+  node->integer = gradient_offset;
+  node->output = view;
+  return ft__record(context, node);
+}
+
+FT_API ft_tensor *ft_reshape(ft_context *context, ft_tensor *x, int dimensions, const int64_t *shape) {
+  ft_tensor target;
+  char from[100], to[100];
+  if (!(x = ft_contiguous(context, x)) || !ft__check_shape(context, dimensions, shape)) return NULL;
+  memset(&target, 0, sizeof target);
+  ft__set_shape(&target, dimensions, shape);
+  if (ft_tensor_count(&target) != ft_tensor_count(x)) {
+    ft__error(context, FT_ERROR_SHAPE, "ft_reshape: %s has not as many elements as %s", ft__shape_text(&target, to),
+              ft__shape_text(x, from));
+    return NULL;
+  }
+  return ft__view(context, x, dimensions, shape, target.stride, 0, target.stride, 0);
+}
+
+FT_API ft_tensor *ft_transpose(ft_context *context, ft_tensor *x, int dimension_a, int dimension_b) {
+  ft_tensor view, plain;
+  int64_t kept;
+  if (!x) return NULL;
+  if (dimension_a < 0 || dimension_b < 0 || dimension_a >= x->dimensions || dimension_b >= x->dimensions) {
+    ft__error(context, FT_ERROR_ARGUMENT, "ft_transpose: dimensions %d and %d of a tensor with %d", dimension_a,
+              dimension_b, x->dimensions);
+    return NULL;
+  }
+  view = plain = *x;
+  ft__set_shape(&plain, x->dimensions, x->shape);
+  kept = view.shape[dimension_a], view.shape[dimension_a] = view.shape[dimension_b], view.shape[dimension_b] = kept;
+  kept = view.stride[dimension_a], view.stride[dimension_a] = view.stride[dimension_b], view.stride[dimension_b] = kept;
+  kept = plain.stride[dimension_a];
+  plain.stride[dimension_a] = plain.stride[dimension_b], plain.stride[dimension_b] = kept;
+  return ft__view(context, x, x->dimensions, view.shape, view.stride, 0, plain.stride, 0);
+}
+
+FT_API ft_tensor *ft_slice(ft_context *context, ft_tensor *x, int dimension, int64_t start, int64_t count) {
+  ft_tensor plain;
+  int64_t shape[4];
+  if (!x) return NULL;
+  if (dimension < 0 || dimension >= x->dimensions || start < 0 || count < 0 || start > x->shape[dimension] - count) {
+    char text[100];
+    ft__error(context, FT_ERROR_ARGUMENT, "ft_slice: %lld elements from %lld along dimension %d of %s",
+              (long long)count, (long long)start, dimension, ft__shape_text(x, text));
+    return NULL;
+  }
+  plain = *x;
+  ft__set_shape(&plain, x->dimensions, x->shape);
+  memcpy(shape, x->shape, sizeof shape);
+  shape[dimension] = count;
+  return ft__view(context, x, x->dimensions, shape, x->stride, start * x->stride[dimension], plain.stride,
+                  start * plain.stride[dimension]);
+}
+
+/* ---- linear: y = f(z), z = x W^T + b. x [T, in], W [out, in], b [out], y and z [T, out] ---- */
+
+static void ft__linear_forward(ft_context *context, ft__node *node) {
+  ft_tensor *x = node->input[0], *weight = node->input[1], *bias = node->input[2], *before = node->saved[0];
+  ft_matmul_call call;
+  memset(&call, 0, sizeof call);
+  call.m = x->shape[0], call.n = weight->shape[0], call.k = weight->shape[1];
+  call.a = ft__data(x), call.a_row = call.k, call.a_column = 1;
+  call.b = ft__data(weight), call.b_row = 1, call.b_column = call.k;
+  call.c = ft__out(node->output), call.c_row = call.n;
+  call.bias = ft__data(bias);
+  call.activation = (ft_unary)node->kind;
+  call.before = ft__out(before);
+  context->backend->matmul(context, &call);
+}
+
+/* dz = dy f'(z);  dx = dz W;  dW = dz^T x;  db = sum of dz's rows */
+static void ft__linear_backward(ft_context *context, ft__node *node) {
+  ft_tensor *x = node->input[0], *weight = node->input[1], *bias = node->input[2], *y = node->output;
+  int64_t rows = x->shape[0], out = weight->shape[0], in = weight->shape[1];
+  const ft_real *dz = (const ft_real *)y->gradient;
+  ft_real *dz_memory = NULL, *db = ft__gradient_to_add(context, bias);
+  ft_matmul_call call;
+  if (node->kind != FT_IDENTITY) {
+    dz_memory = (ft_real *)ft__gradient_take(context, ft__tensor_bytes(y));
+    if (!dz_memory) return;
+    context->backend->unary_backward(context, (ft_unary)node->kind, rows * out, ft__data(node->saved[0]), ft__data(y),
+                                     dz, dz_memory, false);
+    dz = dz_memory;
+  }
+  if (db) context->backend->column_sum(context, rows, out, dz, db);
+  memset(&call, 0, sizeof call);
+  call.c = ft__gradient(context, weight, &call.accumulate);
+  call.m = out, call.n = in, call.k = rows;
+  call.a = dz, call.a_row = 1, call.a_column = out;
+  call.b = ft__data(x), call.b_row = in, call.b_column = 1;
+  call.c_row = in;
+  if (call.c) context->backend->matmul(context, &call);
+  call.c = ft__gradient(context, x, &call.accumulate);
+  call.m = rows, call.n = in, call.k = out;
+  call.a = dz, call.a_row = out, call.a_column = 1;
+  call.b = ft__data(weight), call.b_row = in, call.b_column = 1;
+  if (call.c) context->backend->matmul(context, &call);
+  if (dz_memory) ft__gradient_give(context, dz_memory, ft__tensor_bytes(y));
+}
+
+static const ft__operation ft__linear_operation = {"ft_linear", ft__linear_forward, ft__linear_backward};
+
+FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias,
+                            ft_unary activation) {
+  ft__node *node;
+  if (!(x = ft_contiguous(context, x)) || !(weight = ft_contiguous(context, weight))) return NULL;
+  if (x->dimensions != 2 || weight->dimensions != 2 || x->shape[1] != weight->shape[1])
+    return ft__shape_error(context, "ft_linear", x, weight);
+  if (bias && (bias->dimensions != 1 || bias->shape[0] != weight->shape[0]))
+    return ft__shape_error(context, "ft_linear, weight and bias", weight, bias);
+  if (!(node = ft__node_create(context, &ft__linear_operation))) return NULL;
+  node->input[0] = x;
+  node->input[1] = weight;
+  node->input[2] = bias;
+  node->kind = activation;
+  node->output = ft__temporary_2d(context, FT_F32, x->shape[0], weight->shape[0]);
+  if (activation != FT_IDENTITY && context->no_grad == 0) {
+    node->saved[0] = ft__temporary_2d(context, FT_F32, x->shape[0], weight->shape[0]);
+    if (!node->saved[0]) return NULL;
+  }
+  return ft__record(context, node);
+}
+
+/* ---- dropout: y = x m / (1 - p), m a mask of zeros (with probability p) and ones ---- */
+
+static ft_dropout_mask ft__dropout_mask(const ft_context *context, double probability, uint32_t site) {
+  ft_dropout_mask mask;
+  mask.probability = (float)probability;
+  mask.seed = context->random_seed;
+  mask.step = context->random_step;
+  mask.micro_batch = context->random_micro_batch;
+  mask.site = site;
+  return mask;
+}
+
+static bool ft__check_probability(ft_context *context, const char *operation, double probability) {
+  if (probability >= 0 && probability < 1) return true;
+  ft__error(context, FT_ERROR_ARGUMENT, "%s: a dropout probability is at least 0 and below 1, not %g", operation,
+            probability);
+  return false;
+}
+
+static void ft__dropout_forward(ft_context *context, ft__node *node) {
+  context->backend->dropout(context, ft_tensor_count(node->output), &node->dropout, ft__data(node->input[0]),
+                            ft__out(node->output), false);
+}
+
+/* dx = dy m / (1 - p): the same mask, computed again */
+static void ft__dropout_backward(ft_context *context, ft__node *node) {
+  bool accumulate;
+  ft_real *dx = ft__gradient(context, node->input[0], &accumulate);
+  if (dx)
+    context->backend->dropout(context, ft_tensor_count(node->output), &node->dropout,
+                              (const ft_real *)node->output->gradient, dx, accumulate);
+}
+
+static const ft__operation ft__dropout_operation = {"ft_dropout", ft__dropout_forward, ft__dropout_backward};
+
+FT_API ft_tensor *ft_dropout(ft_context *context, ft_tensor *x, double probability, uint32_t site) {
+  ft__node *node;
+  if (!x || !ft__check_probability(context, "ft_dropout", probability)) return NULL;
+  if (probability == 0) return x;
+  if (!(x = ft_contiguous(context, x)) || !(node = ft__node_create(context, &ft__dropout_operation))) return NULL;
+  node->input[0] = x;
+  node->dropout = ft__dropout_mask(context, probability, site);
+  node->output = ft_tensor_temporary(context, FT_F32, x->dimensions, x->shape);
+  return ft__record(context, node);
+}
+
+/* ---- residual + LayerNorm: s = residual + dropout(x), n = (s - mean) rstd, y = n w + b; over the last dimension, H
+   ----
+
+   mean = sum(s) / H,  rstd = 1 / sqrt(sum((s - mean)^2) / H + epsilon) */
+
+static ft_layer_norm_call ft__layer_norm_call(ft__node *node) {
+  ft_layer_norm_call call;
+  memset(&call, 0, sizeof call);
+  call.columns = ft__last_dimension(node->output);
+  call.rows = call.columns ? ft_tensor_count(node->output) / call.columns : 0;
+  call.x = ft__data(node->input[0]);
+  call.residual = ft__data(node->input[1]);
+  call.weight = ft__data(node->input[2]);
+  call.bias = ft__data(node->input[3]);
+  call.dropout = node->dropout;
+  call.epsilon = (ft_real)node->number;
+  call.y = ft__out(node->output);
+  call.sum = ft__out(node->saved[0]);
+  call.mean = ft__out(node->saved[1]);
+  call.rstd = ft__out(node->saved[2]);
+  return call;
+}
+
+static void ft__layer_norm_forward(ft_context *context, ft__node *node) {
+  ft_layer_norm_call call = ft__layer_norm_call(node);
+  context->backend->layer_norm(context, &call);
+}
+
+/* With g = dy w:  ds = rstd (g - mean(g) - n mean(g n)),  dw = sum over rows of dy n,  db = sum over rows of dy;
+   then d residual = ds and dx = ds m / (1 - p). */
+static void ft__layer_norm_backward(ft_context *context, ft__node *node) {
+  ft_layer_norm_call call = ft__layer_norm_call(node);
+  bool accumulate;
+  call.y_gradient = (const ft_real *)node->output->gradient;
+  call.x_gradient = ft__gradient(context, node->input[0], &accumulate);
+  call.x_accumulate = accumulate;
+  call.residual_gradient = ft__gradient(context, node->input[1], &accumulate);
+  call.residual_accumulate = accumulate;
+  call.weight_gradient = ft__gradient_to_add(context, node->input[2]);
+  call.bias_gradient = ft__gradient_to_add(context, node->input[3]);
+  context->backend->layer_norm_backward(context, &call);
+}
+
+static const ft__operation ft__layer_norm_operation = {"ft_residual_layer_norm", ft__layer_norm_forward,
+                                                       ft__layer_norm_backward};
+
+/* into: a tensor for the result, or NULL for a new one. */
+static ft_tensor *ft__residual_layer_norm_into(ft_context *context, ft_tensor *x, ft_tensor *residual,
+                                               ft_tensor *weight, ft_tensor *bias, double epsilon, double probability,
+                                               uint32_t site, ft_tensor *into) {
+  ft__node *node;
+  int64_t columns, rows;
+  if (!(x = ft_contiguous(context, x)) || !weight || !bias) return NULL;
+  if (!ft__check_probability(context, "ft_residual_layer_norm", probability)) return NULL;
+  columns = ft__last_dimension(x);
+  rows = columns ? ft_tensor_count(x) / columns : 0;
+  if (weight->dimensions != 1 || bias->dimensions != 1 || weight->shape[0] != columns || bias->shape[0] != columns)
+    return ft__shape_error(context, "ft_residual_layer_norm", x, weight);
+  if (residual && (ft_tensor_count(residual) != rows * columns || !ft__is_contiguous(residual)))
+    return ft__shape_error(context, "ft_residual_layer_norm, x and residual", x, residual);
+  if (!(node = ft__node_create(context, &ft__layer_norm_operation))) return NULL;
+  node->input[0] = x;
+  node->input[1] = residual;
+  node->input[2] = weight;
+  node->input[3] = bias;
+  node->number = epsilon;
+  node->dropout = ft__dropout_mask(context, probability, site);
+  node->saved[0] = ft_tensor_temporary(context, FT_F32, x->dimensions, x->shape);
+  node->saved[1] = ft__temporary_1d(context, FT_F32, rows);
+  node->saved[2] = ft__temporary_1d(context, FT_F32, rows);
+  node->output = into ? into : ft_tensor_temporary(context, FT_F32, x->dimensions, x->shape);
+  if (!node->saved[0] || !node->saved[1] || !node->saved[2]) return NULL;
+  return ft__record(context, node);
+}
+
+FT_API ft_tensor *ft_residual_layer_norm(ft_context *context, ft_tensor *x, ft_tensor *residual, ft_tensor *weight,
+                                         ft_tensor *bias, double epsilon, double probability, uint32_t site) {
+  return ft__residual_layer_norm_into(context, x, residual, weight, bias, epsilon, probability, site, NULL);
+}
+
+/* ---- rows of a matrix: y[i] = x[rows[i]] ---- */
+
+static void ft__gather_forward(ft_context *context, ft__node *node) {
+  ft_tensor *y = node->output;
+  context->backend->gather_rows(context, y->shape[0], y->shape[1], ft__ids(node->input[1]), ft__data(node->input[0]),
+                                ft__out(y));
+}
+
+/* dx[rows[i]] += dy[i] */
+static void ft__gather_backward(ft_context *context, ft__node *node) {
+  ft_real *dx = ft__gradient_to_add(context, node->input[0]);
+  ft_tensor *y = node->output;
+  if (dx)
+    context->backend->scatter_rows(context, y->shape[0], y->shape[1], ft__ids(node->input[1]),
+                                   (const ft_real *)y->gradient, dx);
+}
+
+static const ft__operation ft__gather_operation = {"ft_gather_rows", ft__gather_forward, ft__gather_backward};
+
+FT_API ft_tensor *ft_gather_rows(ft_context *context, ft_tensor *x, ft_tensor *rows) {
+  ft__node *node;
+  if (!(x = ft_contiguous(context, x)) || !rows) return NULL;
+  if (x->dimensions != 2 || rows->dimensions != 1 || rows->dtype != FT_I32)
+    return ft__shape_error(context, "ft_gather_rows", x, rows);
+  if (!(node = ft__node_create(context, &ft__gather_operation))) return NULL;
+  node->input[0] = x;
+  node->input[1] = rows;
+  node->output = ft__temporary_2d(context, FT_F32, rows->shape[0], x->shape[1]);
+  return ft__record(context, node);
+}
+
+/* ---- embeddings: y[t] = words[ids[t]] + positions[position_ids[t]] + types[type_ids[t]] ---- */
+
+static ft_embedding_call ft__embedding_call(ft__node *node) {
+  ft_embedding_call call;
+  memset(&call, 0, sizeof call);
+  call.tokens = node->output->shape[0];
+  call.columns = node->output->shape[1];
+  call.words = ft__data(node->input[0]);
+  call.ids = ft__ids(node->input[1]);
+  call.positions = ft__data(node->input[2]);
+  call.position_ids = ft__ids(node->input[3]);
+  call.types = ft__data(node->input[4]);
+  call.type_ids = ft__ids(node->input[5]);
+  call.words_rows = node->input[0]->shape[0];
+  call.positions_rows = node->input[2]->shape[0];
+  call.types_rows = node->input[4] ? node->input[4]->shape[0] : 0;
+  call.y = ft__out(node->output);
+  return call;
+}
+
+static void ft__embedding_forward(ft_context *context, ft__node *node) {
+  ft_embedding_call call = ft__embedding_call(node);
+  context->backend->embedding(context, &call);
+}
+
+/* Each table's row receives the sum of dy over the tokens that used it. */
+static void ft__embedding_backward(ft_context *context, ft__node *node) {
+  ft_embedding_call call = ft__embedding_call(node);
+  call.y_gradient = (const ft_real *)node->output->gradient;
+  call.words_gradient = ft__gradient_to_add(context, node->input[0]);
+  call.positions_gradient = ft__gradient_to_add(context, node->input[2]);
+  call.types_gradient = ft__gradient_to_add(context, node->input[4]);
+  context->backend->embedding_backward(context, &call);
+}
+
+static const ft__operation ft__embedding_operation = {"ft_embedding", ft__embedding_forward, ft__embedding_backward};
+
+FT_API ft_tensor *ft_embedding(ft_context *context, ft_tensor *words, ft_tensor *ids, ft_tensor *positions,
+                               ft_tensor *position_ids, ft_tensor *types, ft_tensor *type_ids) {
+  ft__node *node;
+  if (!words || !ids || !positions || !position_ids || !types != !type_ids) return NULL;
+  if (words->dimensions != 2 || positions->dimensions != 2 || words->shape[1] != positions->shape[1])
+    return ft__shape_error(context, "ft_embedding", words, positions);
+  if (types && (types->dimensions != 2 || types->shape[1] != words->shape[1]))
+    return ft__shape_error(context, "ft_embedding", words, types);
+  if (ids->dtype != FT_I32 || ids->shape[0] != position_ids->shape[0] || (types && ids->shape[0] != type_ids->shape[0]))
+    return ft__shape_error(context, "ft_embedding", ids, position_ids);
+  if (!(node = ft__node_create(context, &ft__embedding_operation))) return NULL;
+  node->input[0] = words;
+  node->input[1] = ids;
+  node->input[2] = positions;
+  node->input[3] = position_ids;
+  node->input[4] = types;
+  node->input[5] = type_ids;
+  node->output = ft__temporary_2d(context, FT_F32, ids->shape[0], words->shape[1]);
+  return ft__record(context, node);
+}
+
+/* ---- attention: per text and head, P = softmax(Q K^T / sqrt(D)), O = dropout(P) V ---- */
+
+static ft_attention_call ft__attention_call(ft__node *node) {
+  ft_attention_call call;
+  memset(&call, 0, sizeof call);
+  call.texts = node->input[4]->shape[0];
+  call.tokens = node->output->shape[0];
+  call.heads = node->kind;
+  call.head_size = node->output->shape[1] / node->kind;
+  call.longest = (int32_t)node->integer;
+  call.scale = (ft_real)(1 / sqrt((double)call.head_size));
+  call.query = ft__data(node->input[0]);
+  call.key = ft__data(node->input[1]);
+  call.value = ft__data(node->input[2]);
+  call.offsets = ft__ids(node->input[3]);
+  call.lengths = ft__ids(node->input[4]);
+  call.output = ft__out(node->output);
+  call.log_sum = ft__out(node->saved[0]);
+  call.dropout = node->dropout;
+  return call;
+}
+
+static void ft__attention_forward(ft_context *context, ft__node *node) {
+  ft_attention_call call = ft__attention_call(node);
+  context->backend->attention(context, &call);
+}
+
+/* Probabilities are computed again from log_sum instead of being stored (Dao et al. 2022, "FlashAttention"). With M the
+   dropout mask over (1 - p) and rowsum the sum over keys:
+     dV = (P M)^T dO,   dS = P (M (dO V^T) - rowsum(dO O)),   dQ = dS K / sqrt(D),   dK = dS^T Q / sqrt(D) */
+static void ft__attention_backward(ft_context *context, ft__node *node) {
+  ft_attention_call call = ft__attention_call(node);
+  size_t bytes = ft__tensor_bytes(node->output);
+  ft_real *target[3];
+  bool accumulate[3];
+  int i;
+  for (i = 0; i < 3; ++i) {
+    target[i] = ft__gradient(context, node->input[i], &accumulate[i]);
+    if (!target[i] || accumulate[i]) { /* the kernel overwrites: give it memory of its own */
+      ft_real *memory = (ft_real *)ft__gradient_take(context, bytes);
+      if (!memory) return;
+      if (i == 0) call.query_gradient = memory;
+      if (i == 1) call.key_gradient = memory;
+      if (i == 2) call.value_gradient = memory;
+    }
+  }
+  if (!call.query_gradient) call.query_gradient = target[0];
+  if (!call.key_gradient) call.key_gradient = target[1];
+  if (!call.value_gradient) call.value_gradient = target[2];
+  call.output_gradient = (const ft_real *)node->output->gradient;
+  context->backend->attention_backward(context, &call);
+  for (i = 0; i < 3; ++i) {
+    ft_real *computed = i == 0 ? call.query_gradient : i == 1 ? call.key_gradient : call.value_gradient;
+    if (computed == target[i]) continue;
+    if (target[i]) {
+      ft__layout layout = ft__layout_contiguous(node->output);
+      context->backend->accumulate(context, layout.shape, 1, computed, layout.stride, target[i], layout.stride);
+    }
+    ft__gradient_give(context, computed, bytes);
+  }
+}
+
+static const ft__operation ft__attention_operation = {"ft_attention", ft__attention_forward, ft__attention_backward};
+
+FT_API ft_tensor *ft_attention(ft_context *context, ft_tensor *query, ft_tensor *key, ft_tensor *value,
+                               ft_tensor *offsets, ft_tensor *lengths, int64_t longest, int heads, double probability,
+                               uint32_t site) {
+  ft__node *node;
+  if (!(query = ft_contiguous(context, query)) || !(key = ft_contiguous(context, key)) ||
+      !(value = ft_contiguous(context, value)) || !offsets || !lengths)
+    return NULL;
+  if (query->dimensions != 2 || key->dimensions != 2 || query->shape[0] != key->shape[0] ||
+      query->shape[1] != key->shape[1])
+    return ft__shape_error(context, "ft_attention", query, key);
+  if (value->dimensions != 2 || query->shape[0] != value->shape[0] || query->shape[1] != value->shape[1])
+    return ft__shape_error(context, "ft_attention", query, value);
+  if (offsets->dtype != FT_I32 || lengths->dtype != FT_I32 || offsets->shape[0] != lengths->shape[0] + 1)
+    return ft__shape_error(context, "ft_attention", offsets, lengths);
+  if (heads < 1 || query->shape[1] % heads != 0) {
+    ft__error(context, FT_ERROR_SHAPE, "ft_attention: %lld columns cannot be cut into %d heads",
+              (long long)query->shape[1], heads);
+    return NULL;
+  }
+  if (!ft__check_probability(context, "ft_attention", probability)) return NULL;
+  if (!(node = ft__node_create(context, &ft__attention_operation))) return NULL;
+  node->input[0] = query;
+  node->input[1] = key;
+  node->input[2] = value;
+  node->input[3] = offsets;
+  node->input[4] = lengths;
+  node->kind = heads;
+  node->integer = longest;
+  node->dropout = ft__dropout_mask(context, probability, site);
+  node->output = ft__temporary_2d(context, FT_F32, query->shape[0], query->shape[1]);
+  node->saved[0] = ft__temporary_2d(context, FT_F32, heads, query->shape[0]);
+  return node->saved[0] ? ft__record(context, node) : NULL;
+}
+
+/* ---- losses: one number ---- */
+
+static ft_cross_entropy_call ft__cross_entropy_call(ft__node *node) {
+  ft_cross_entropy_call call;
+  memset(&call, 0, sizeof call);
+  call.rows = node->input[0]->shape[0];
+  call.columns = node->input[0]->shape[1];
+  call.logits = ft__data(node->input[0]);
+  call.labels = ft__ids(node->input[1]);
+  call.divisor = (ft_real)node->number;
+  call.loss = ft__out(node->output);
+  return call;
+}
+
+/* loss = sum over labelled rows of (log sum_j exp(x_j) - x_label) / divisor */
+static void ft__cross_entropy_forward(ft_context *context, ft__node *node) {
+  ft_cross_entropy_call call = ft__cross_entropy_call(node);
+  context->backend->cross_entropy(context, &call);
+}
+
+/* dx_j = dloss (softmax(x)_j - [j is the label]) / divisor */
+static void ft__cross_entropy_backward(ft_context *context, ft__node *node) {
+  ft_cross_entropy_call call = ft__cross_entropy_call(node);
+  call.loss_gradient = (const ft_real *)node->output->gradient;
+  call.logits_gradient = ft__gradient_to_add(context, node->input[0]);
+  if (call.logits_gradient) context->backend->cross_entropy_backward(context, &call);
+}
+
+static const ft__operation ft__cross_entropy_operation = {"ft_cross_entropy_loss", ft__cross_entropy_forward,
+                                                          ft__cross_entropy_backward};
+
+FT_API ft_tensor *ft_cross_entropy_loss(ft_context *context, ft_tensor *logits, ft_tensor *labels, double divisor) {
+  ft__node *node;
+  if (!(logits = ft_contiguous(context, logits)) || !labels) return NULL;
+  if (logits->dimensions != 2 || labels->dtype != FT_I32 || ft_tensor_count(labels) != logits->shape[0])
+    return ft__shape_error(context, "ft_cross_entropy_loss", logits, labels);
+  if (!(node = ft__node_create(context, &ft__cross_entropy_operation))) return NULL;
+  node->input[0] = logits;
+  node->input[1] = labels;
+  node->number = divisor;
+  node->output = ft__temporary_1d(context, FT_F32, 1);
+  return ft__record(context, node);
+}
+
+static ft_pointwise_loss_call ft__pointwise_loss_call(ft__node *node) {
+  ft_pointwise_loss_call call;
+  memset(&call, 0, sizeof call);
+  call.count = ft_tensor_count(node->input[0]);
+  call.binary_cross_entropy = node->kind != 0;
+  call.x = ft__data(node->input[0]);
+  call.targets = ft__data(node->input[1]);
+  call.divisor = (ft_real)node->number;
+  call.loss = ft__out(node->output);
+  return call;
+}
+
+static void ft__pointwise_loss_forward(ft_context *context, ft__node *node) {
+  ft_pointwise_loss_call call = ft__pointwise_loss_call(node);
+  context->backend->pointwise_loss(context, &call);
+}
+
+/* binary cross-entropy: dx = dloss (sigmoid(x) - t) / divisor;  squared error: dx = dloss 2 (x - t) / divisor */
+static void ft__pointwise_loss_backward(ft_context *context, ft__node *node) {
+  ft_pointwise_loss_call call = ft__pointwise_loss_call(node);
+  call.loss_gradient = (const ft_real *)node->output->gradient;
+  call.x_gradient = ft__gradient_to_add(context, node->input[0]);
+  if (call.x_gradient) context->backend->pointwise_loss_backward(context, &call);
+}
+
+static const ft__operation ft__pointwise_loss_operation = {"ft_binary_cross_entropy_loss or ft_squared_error_loss",
+                                                           ft__pointwise_loss_forward, ft__pointwise_loss_backward};
+
+static ft_tensor *ft__pointwise_loss(ft_context *context, ft_tensor *x, ft_tensor *targets, double divisor,
+                                     bool binary_cross_entropy) {
+  ft__node *node;
+  if (!(x = ft_contiguous(context, x)) || !targets) return NULL;
+  if (targets->dtype != FT_F32 || !ft__is_contiguous(targets) || ft_tensor_count(x) != ft_tensor_count(targets))
+    return ft__shape_error(context, ft__pointwise_loss_operation.name, x, targets);
+  if (!(node = ft__node_create(context, &ft__pointwise_loss_operation))) return NULL;
+  node->input[0] = x;
+  node->input[1] = targets;
+  node->number = divisor;
+  node->kind = binary_cross_entropy;
+  node->output = ft__temporary_1d(context, FT_F32, 1);
+  return ft__record(context, node);
+}
+
+FT_API ft_tensor *ft_binary_cross_entropy_loss(ft_context *context, ft_tensor *logits, ft_tensor *targets,
+                                               double divisor) {
+  return ft__pointwise_loss(context, logits, targets, divisor, true);
+}
+
+FT_API ft_tensor *ft_squared_error_loss(ft_context *context, ft_tensor *x, ft_tensor *targets, double divisor) {
+  return ft__pointwise_loss(context, x, targets, divisor, false);
+}
+/* =====================================================================================================================
+   >>batching: texts packed one after another
+
+   A batch of B texts with lengths n_0 .. n_(B-1) is one array of T = n_0 + .. + n_(B-1) token ids and B + 1 offsets.
+   All work but attention is the same for every token, wherever it stands; attention looks at the offsets. Padding to
+   the longest text, as most frameworks do, would spend half of the work of a typical batch of reviews on nothing. */
+
+static bool ft__batch_reserve(ft_context *context, ft_batch *batch, int64_t texts, int64_t tokens) {
+  int64_t room = batch->capacity_tokens, types_room = batch->capacity_tokens;
+  int64_t offsets_room = batch->capacity_texts, lengths_room = batch->capacity_texts;
+  if (tokens > INT32_MAX) {
+    ft__error(context, FT_ERROR_ARGUMENT, "a batch of %lld tokens is more than %d", (long long)tokens, INT32_MAX);
+    return false;
+  }
+  batch->owner = context;
+  if (!ft__grow(context, &batch->ids, &room, tokens, sizeof *batch->ids) ||
+      !ft__grow(context, &batch->token_types, &types_room, tokens, sizeof *batch->token_types))
+    return false;
+  batch->capacity_tokens = room;
+  if (!ft__grow(context, &batch->offsets, &offsets_room, texts + 1, sizeof *batch->offsets) ||
+      !ft__grow(context, &batch->lengths, &lengths_room, texts + 1, sizeof *batch->lengths))
+    return false;
+  batch->capacity_texts = offsets_room;
+  batch->texts = texts;
+  batch->tokens = tokens;
+  return true;
+}
+
+/* Copies text `index` of the batch in: `length` ids and types (NULL: all 0), at the current end. */
+static void ft__batch_put(ft_batch *batch, int64_t index, const int32_t *ids, const int32_t *token_types,
+                          int64_t length) {
+  int32_t start = batch->offsets[index];
+  memcpy(batch->ids + start, ids, (size_t)length * sizeof *ids);
+  if (token_types)
+    memcpy(batch->token_types + start, token_types, (size_t)length * sizeof *ids);
+  else
+    memset(batch->token_types + start, 0, (size_t)length * sizeof *ids);
+  batch->lengths[index] = (int32_t)length;
+  batch->offsets[index + 1] = start + (int32_t)length;
+}
+
+FT_API ft_status ft_batch_select(ft_context *context, ft_batch *batch, const ft_encoded *encoded, const int64_t *rows,
+                                 int64_t count) {
+  int64_t i, tokens = 0;
+  if (!encoded) return context->status;
+  for (i = 0; i < count; ++i) {
+    if (rows[i] < 0 || rows[i] >= encoded->rows)
+      return ft__error(context, FT_ERROR_ARGUMENT, "ft_batch_select: row %lld of %lld", (long long)rows[i],
+                       (long long)encoded->rows);
+    tokens += encoded->offsets[rows[i] + 1] - encoded->offsets[rows[i]];
+  }
+  if (!ft__batch_reserve(context, batch, count, tokens)) return context->status;
+  batch->offsets[0] = 0;
+  for (i = 0; i < count; ++i) {
+    int64_t start = encoded->offsets[rows[i]];
+    ft__batch_put(batch, i, encoded->ids + start, encoded->token_types + start, encoded->offsets[rows[i] + 1] - start);
+  }
+  return FT_OK;
+}
+
+FT_API ft_status ft_batch_set(ft_context *context, ft_batch *batch, const int32_t *ids, const int32_t *token_types,
+                              const int64_t *offsets, int64_t count) {
+  int64_t i;
+  if (!ft__batch_reserve(context, batch, count, offsets[count] - offsets[0])) return context->status;
+  batch->offsets[0] = 0;
+  for (i = 0; i < count; ++i)
+    ft__batch_put(batch, i, ids + offsets[i], token_types ? token_types + offsets[i] : NULL,
+                  offsets[i + 1] - offsets[i]);
+  return FT_OK;
+}
+
+FT_API ft_status ft_batch_pad(ft_context *context, ft_batch *padded, const ft_batch *batch, int64_t length,
+                              int32_t pad_id) {
+  int64_t b, t, longest = 0;
+  for (b = 0; b < batch->texts; ++b)
+    if (batch->offsets[b + 1] - batch->offsets[b] > longest) longest = batch->offsets[b + 1] - batch->offsets[b];
+  if (length == 0) length = longest;
+  if (length < longest)
+    return ft__error(context, FT_ERROR_ARGUMENT, "ft_batch_pad: a text has %lld tokens, more than %lld",
+                     (long long)longest, (long long)length);
+  if (!ft__batch_reserve(context, padded, batch->texts, batch->texts * length)) return context->status;
+  padded->offsets[0] = 0;
+  for (b = 0; b < batch->texts; ++b) {
+    int32_t start = batch->offsets[b], count = batch->offsets[b + 1] - start;
+    ft__batch_put(padded, b, batch->ids + start, batch->token_types + start, count);
+    for (t = padded->offsets[b] + count; t < padded->offsets[b] + length; ++t) {
+      padded->ids[t] = pad_id;
+      padded->token_types[t] = 0;
+    }
+    padded->offsets[b + 1] = padded->offsets[b] + (int32_t)length;
+  }
+  return FT_OK;
+}
+
+FT_API void ft_batch_free(ft_batch *batch) {
+  if (!batch || !batch->owner) return;
+  ft__release(batch->owner, batch->ids);
+  ft__release(batch->owner, batch->token_types);
+  ft__release(batch->owner, batch->offsets);
+  ft__release(batch->owner, batch->lengths);
+  memset(batch, 0, sizeof *batch);
+}
+
+/* Rows of an array by index: to[i] = from[rows[i]], `size` bytes each; NULL stays NULL. False: out of memory. */
+static bool ft__select_rows(ft_context *context, void *to_address, const void *from, size_t size, const int64_t *rows,
+                            int64_t count) {
+  char *to;
+  int64_t i;
+  if (!from) return true;
+  to = (char *)ft__allocate(context, ft__size_product((size_t)count, size));
+  for (i = 0; to && i < count; ++i) memcpy(to + (size_t)i * size, (const char *)from + (size_t)rows[i] * size, size);
+  memcpy(to_address, &to, sizeof to);
+  return to != NULL;
+}
+
+FT_API ft_dataset *ft_dataset_select(ft_context *context, const ft_dataset *dataset, const int64_t *rows, int64_t count) {
+  ft__dataset *part;
+  int64_t i;
+  bool ok;
+  if (!dataset) return NULL;
+  for (i = 0; i < count; ++i) {
+    if (rows[i] >= 0 && rows[i] < dataset->rows) continue;
+    ft__error(context, FT_ERROR_ARGUMENT, "ft_dataset_select: row %lld of %lld", (long long)rows[i],
+              (long long)dataset->rows);
+    return NULL;
+  }
+  part = (ft__dataset *)ft__allocate_zero(context, sizeof *part);
+  if (!part) return NULL;
+  part->context = context;
+  ok = ft__select_rows(context, &part->texts, dataset->texts, sizeof *part->texts, rows, count) &&
+       ft__select_rows(context, &part->pairs, dataset->pairs, sizeof *part->pairs, rows, count) &&
+       ft__select_rows(context, &part->labels, dataset->labels, sizeof *part->labels, rows, count) &&
+       ft__select_rows(context, &part->targets, dataset->targets, (size_t)dataset->label_count * sizeof(float), rows,
+                       count) &&
+       ft__select_rows(context, &part->lines, dataset->lines, sizeof *part->lines, rows, count);
+  part->dataset = *dataset; /* label names and file name stay the source's */
+  part->dataset.rows = count;
+  part->dataset.texts = part->texts;
+  part->dataset.pairs = part->pairs;
+  part->dataset.labels = part->labels;
+  part->dataset.targets = part->targets;
+  part->dataset.lines = part->lines;
+  if (ok) return &part->dataset;
+  ft_dataset_free(&part->dataset);
+  return NULL;
+}
+
+/* A dataset's tokens with the arrays writable. */
+typedef struct ft__encoded {
+  ft_encoded shown; /* first, so that the public pointer is this object's */
+  ft_context *owner;
+  int32_t *ids, *token_types;
+  int64_t *offsets;
+  int64_t capacity_ids, capacity_types;
+} ft__encoded;
+
+static bool ft__encoded_append(ft_context *context, ft__encoded *encoded, int64_t row, const ft_encoding *encoding) {
+  int64_t start = encoded->offsets[row], end = start + encoding->count;
+  if (!ft__grow(context, &encoded->ids, &encoded->capacity_ids, end, sizeof(int32_t)) ||
+      !ft__grow(context, &encoded->token_types, &encoded->capacity_types, end, sizeof(int32_t)))
+    return false;
+  memcpy(encoded->ids + start, encoding->ids, (size_t)encoding->count * sizeof(int32_t));
+  memcpy(encoded->token_types + start, encoding->token_types, (size_t)encoding->count * sizeof(int32_t));
+  encoded->offsets[row + 1] = end;
+  if (encoding->truncated) ++encoded->shown.truncated_rows;
+  return true;
+}
+
+FT_API ft_encoded *ft_dataset_encode(ft_context *context, const ft_dataset *dataset, const ft_tokenizer *tokenizer,
+                                     int max_length) {
+  ft__encoded *encoded;
+  ft_encoding encoding;
+  ft_encode_options options;
+  int64_t row;
+  bool ok = true;
+  if (!dataset || !tokenizer) return NULL;
+  memset(&encoding, 0, sizeof encoding);
+  memset(&options, 0, sizeof options);
+  options.max_length = max_length;
+  encoded = (ft__encoded *)ft__allocate_zero(context, sizeof *encoded);
+  if (!encoded) return NULL;
+  encoded->owner = context;
+  encoded->offsets = (int64_t *)ft__allocate_zero(context, ((size_t)dataset->rows + 1) * sizeof(int64_t));
+  ok = encoded->offsets != NULL;
+  for (row = 0; ok && row < dataset->rows; ++row) {
+    const ft_cell *text = &dataset->texts[row], *pair = dataset->pairs ? &dataset->pairs[row] : NULL;
+    ok = ft_tokenizer_encode(context, tokenizer, text->text, text->length, pair ? pair->text : NULL,
+                             pair ? pair->length : 0, &options, &encoding) == FT_OK &&
+         ft__encoded_append(context, encoded, row, &encoding);
+  }
+  ft_encoding_free(&encoding);
+  encoded->shown.rows = dataset->rows;
+  encoded->shown.ids = encoded->ids;
+  encoded->shown.token_types = encoded->token_types;
+  encoded->shown.offsets = encoded->offsets;
+  if (ok) return &encoded->shown;
+  ft_encoded_free(&encoded->shown);
+  return NULL;
+}
+
+FT_API void ft_encoded_free(ft_encoded *shown) {
+  ft__encoded *encoded = (ft__encoded *)shown;
+  if (!encoded) return;
+  ft__release(encoded->owner, encoded->ids);
+  ft__release(encoded->owner, encoded->token_types);
+  ft__release(encoded->owner, encoded->offsets);
+  ft__release(encoded->owner, encoded);
+}
+/* =====================================================================================================================
+   >>encoder: BERT (Devlin et al. 2019) and its relatives
+
+   One forward pass serves every family; h is [T, H], all texts of the batch one after another:
+
+       h  = dropout(LayerNorm(words[ids] + positions[0, 1, ..] + types[type_ids]))
+       for each layer:
+         a = attention(h Wq^T + bq, h Wk^T + bk, h Wv^T + bv)          within each text, A heads of D = H / A columns
+         h = LayerNorm(h + dropout(a Wo^T + bo))
+         f = gelu(h W1^T + b1)                                         [T, F]
+         h = LayerNorm(h + dropout(f W2^T + b2))
+       logits = dropout(g(c Wp^T + bp)) Wc^T + bc                      c = h at each text's first token, [CLS]
+
+   A family is a row of ft__families: what its config keys and tensors are called, and its few real differences. BERT's
+   g is tanh and (Wp, bp) its pretrained pooler, part of the base model; DistilBERT's is relu with a new
+   "pre_classifier", and it has no token types and no dropout after the attention's output. */
+
+typedef struct ft__family {
+  const char *model_type; /* in config.json */
+  const char *class_name; /* of transformers: class_name + "ForSequenceClassification" or "Model" */
+  const char *prefix;     /* of the base model's parameters */
+  /* config keys; NULL: the family has none */
+  const char *hidden_size_key, *layers_key, *heads_key, *intermediate_size_key, *activation_key, *token_types_key;
+  const char *epsilon_key, *hidden_dropout_key, *attention_dropout_key, *classifier_dropout_key;
+  double classifier_dropout_default; /* negative: the hidden dropout */
+  /* modules within the base model; %d is the layer */
+  const char *words, *positions, *types, *embedding_norm;
+  const char *query, *key, *value, *attention_output, *attention_norm, *feed_forward_in, *feed_forward_out,
+      *feed_forward_norm;
+  const char *pooler; /* the dense layer before the classifier, within the base model, or NULL */
+  /* modules outside it */
+  const char *head_dense; /* the same outside the base model, or NULL */
+  const char *classifier;
+  ft_unary head_activation; /* g */
+  bool attention_output_dropout;
+} ft__family;
+
+/* clang-format off */
+static const ft__family ft__families[] = {
+    {"bert", "Bert", "bert.",
+     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "type_vocab_size",
+     "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", -1,
+     "embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings",
+     "embeddings.LayerNorm",
+     "encoder.layer.%d.attention.self.query", "encoder.layer.%d.attention.self.key",
+     "encoder.layer.%d.attention.self.value", "encoder.layer.%d.attention.output.dense",
+     "encoder.layer.%d.attention.output.LayerNorm", "encoder.layer.%d.intermediate.dense",
+     "encoder.layer.%d.output.dense", "encoder.layer.%d.output.LayerNorm",
+     "pooler.dense", NULL, "classifier", FT_TANH, true},
+    {"distilbert", "DistilBert", "distilbert.",
+     "dim", "n_layers", "n_heads", "hidden_dim", "activation", NULL,
+     NULL, "dropout", "attention_dropout", "seq_classif_dropout", 0.2,
+     "embeddings.word_embeddings", "embeddings.position_embeddings", NULL, "embeddings.LayerNorm",
+     "transformer.layer.%d.attention.q_lin", "transformer.layer.%d.attention.k_lin",
+     "transformer.layer.%d.attention.v_lin", "transformer.layer.%d.attention.out_lin",
+     "transformer.layer.%d.sa_layer_norm", "transformer.layer.%d.ffn.lin1",
+     "transformer.layer.%d.ffn.lin2", "transformer.layer.%d.output_layer_norm",
+     NULL, "pre_classifier", "classifier", FT_RELU, false}};
+/* clang-format on */
+
+enum { FT__FAMILIES = (int)(sizeof ft__families / sizeof ft__families[0]), FT__MAX_LAYERS = 64 };
+
+typedef struct ft__module { /* a linear layer, a LayerNorm, or a table (without bias) */
+  ft_tensor *weight, *bias;
+} ft__module;
+
+typedef struct ft__layer {
+  ft__module query, key, value, attention_output, attention_norm, feed_forward_in, feed_forward_out, feed_forward_norm;
+} ft__layer;
+
+struct ft_model {
+  ft_context *owner; /* whose allocator and back end made it */
+  const ft__family *family;
+  ft_config config;
+  ft_json *config_file; /* config.json as read: what we do not know is kept when saving */
+  char **label_names;   /* [config.labels] */
+  bool shapes_only, has_head;
+  ft_parameter *parameters;
+  int64_t parameter_count, parameter_capacity;
+  char **unexpected;
+  int64_t unexpected_count, unexpected_capacity;
+  ft__module words, positions, types, embedding_norm, dense, classifier; /* dense: pooler or head_dense */
+  ft__layer *layers;                                                     /* [config.layers] */
+};
+
+/* ---- config.json ---- */
+
+static const ft_json *ft__config_member(ft_context *context, const ft_json *json, const char *file, const char *key,
+                                        bool required) {
+  const ft_json *member = ft_json_get(json, key);
+  if (member && member->type == FT_JSON_NULL) member = NULL;
+  if (!member && required) ft__error(context, FT_ERROR_FORMAT, "%s: the key \"%s\" is missing", file, key);
+  return member;
+}
+
+/* A required size between 1 and limit. */
+static bool ft__config_size(ft_context *context, const ft_json *json, const char *file, const char *key, int limit,
+                            int *value) {
+  const ft_json *member = ft__config_member(context, json, file, key, true);
+  if (!member) return false;
+  if (!member->is_integer || member->integer < 1 || member->integer > limit) {
+    ft__error(context, FT_ERROR_FORMAT, "%s: \"%s\" must be a whole number from 1 to %d", file, key, limit);
+    return false;
+  }
+  *value = (int)member->integer;
+  return true;
+}
+
+/* An optional number between low and high; `fallback` if absent. */
+static bool ft__config_number(ft_context *context, const ft_json *json, const char *file, const char *key, double low,
+                              double high, double fallback, double *value) {
+  const ft_json *member = key ? ft__config_member(context, json, file, key, false) : NULL;
+  *value = fallback;
+  if (!member) return true;
+  if (member->type != FT_JSON_NUMBER || member->number < low || member->number > high) {
+    ft__error(context, FT_ERROR_FORMAT, "%s: \"%s\" must be a number from %g to %g", file, key, low, high);
+    return false;
+  }
+  *value = member->number;
+  return true;
+}
+
+static bool ft__config_activation(ft_context *context, const ft_json *json, const char *file, const char *key,
+                                  ft_unary *activation) {
+  static const struct {
+    const char *name;
+    ft_unary kind;
+  } known[] = {{"gelu", FT_GELU}, {"gelu_new", FT_GELU_TANH}, {"gelu_pytorch_tanh", FT_GELU_TANH},
+               {"relu", FT_RELU}, {"silu", FT_SILU},          {"swish", FT_SILU},
+               {"tanh", FT_TANH}};
+  const ft_json *member = ft__config_member(context, json, file, key, true);
+  size_t i;
+  if (!member) return false;
+  for (i = 0; i < sizeof known / sizeof known[0]; ++i) {
+    if (member->type == FT_JSON_STRING && strcmp(member->string, known[i].name) == 0) {
+      *activation = known[i].kind;
+      return true;
+    }
+  }
+  ft__error(context, FT_ERROR_UNSUPPORTED,
+            "%s: \"%s\" is %.60s%s%s; known are gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh", file, key,
+            member->type == FT_JSON_STRING ? "\"" : "", member->type == FT_JSON_STRING ? member->string : "no string",
+            member->type == FT_JSON_STRING ? "\"" : "");
+  return false;
+}
+
+static const ft__family *ft__find_family(ft_context *context, const ft_json *json, const char *file) {
+  const ft_json *type = ft__config_member(context, json, file, "model_type", true);
+  int i;
+  if (!type) return NULL;
+  for (i = 0; i < FT__FAMILIES && type->type == FT_JSON_STRING; ++i)
+    if (strcmp(type->string, ft__families[i].model_type) == 0) return &ft__families[i];
+  ft__error(context, FT_ERROR_UNSUPPORTED, "%s: model_type \"%.60s\" is not one of bert, distilbert", file,
+            type->type == FT_JSON_STRING ? type->string : "?");
+  return NULL;
+}
+
+static bool ft__config_sizes(ft_context *context, ft_model *model, const char *file) {
+  const ft__family *family = model->family;
+  const ft_json *json = model->config_file, *pad;
+  ft_config *config = &model->config;
+  config->model_type = family->model_type;
+  if (!ft__config_size(context, json, file, family->hidden_size_key, 1 << 16, &config->hidden_size) ||
+      !ft__config_size(context, json, file, family->layers_key, FT__MAX_LAYERS, &config->layers) ||
+      !ft__config_size(context, json, file, family->heads_key, 1 << 10, &config->heads) ||
+      !ft__config_size(context, json, file, family->intermediate_size_key, 1 << 20, &config->intermediate_size) ||
+      !ft__config_size(context, json, file, "vocab_size", 1 << 24, &config->vocabulary_size) ||
+      !ft__config_size(context, json, file, "max_position_embeddings", 1 << 16, &config->max_positions) ||
+      (family->token_types_key &&
+       !ft__config_size(context, json, file, family->token_types_key, 1 << 10, &config->token_types)))
+    return false;
+  if (config->hidden_size % config->heads != 0) {
+    ft__error(context, FT_ERROR_FORMAT, "%s: \"%s\" %d is not a multiple of \"%s\" %d", file, family->hidden_size_key,
+              config->hidden_size, family->heads_key, config->heads);
+    return false;
+  }
+  pad = ft__config_member(context, json, file, "pad_token_id", false);
+  config->pad_id =
+      pad && pad->is_integer && pad->integer >= 0 && pad->integer < config->vocabulary_size ? (int)pad->integer : 0;
+  return ft__config_activation(context, json, file, family->activation_key, &config->activation) &&
+         ft__config_number(context, json, file, family->epsilon_key, 0, 1, 1e-12, &config->layer_norm_epsilon) &&
+         ft__config_number(context, json, file, family->hidden_dropout_key, 0, 0.999, 0.1, &config->hidden_dropout) &&
+         ft__config_number(context, json, file, family->attention_dropout_key, 0, 0.999, 0.1,
+                           &config->attention_dropout) &&
+         ft__config_number(context, json, file, "initializer_range", 0, 10, 0.02, &config->initializer_range) &&
+         ft__config_number(
+             context, json, file, family->classifier_dropout_key, 0, 0.999,
+             family->classifier_dropout_default < 0 ? config->hidden_dropout : family->classifier_dropout_default,
+             &config->classifier_dropout);
+}
+
+/* Only what this library computes: no decoders, no relative positions. */
+static bool ft__config_supported(ft_context *context, const ft_json *json, const char *file) {
+  const ft_json *decoder = ft_json_get(json, "is_decoder"), *cross = ft_json_get(json, "add_cross_attention");
+  const ft_json *positions = ft_json_get(json, "position_embedding_type");
+  if ((decoder && decoder->boolean) || (cross && cross->boolean)) {
+    ft__error(context, FT_ERROR_UNSUPPORTED, "%s: this is a decoder; finetune.h runs encoders", file);
+    return false;
+  }
+  if (positions && positions->type == FT_JSON_STRING && strcmp(positions->string, "absolute") != 0) {
+    ft__error(context, FT_ERROR_UNSUPPORTED,
+              "%s: position_embedding_type \"%.60s\" is not supported, only \"absolute\"", file, positions->string);
+    return false;
+  }
+  return true;
+}
+
+static ft_task ft__config_task(const ft_json *json, int labels) {
+  const ft_json *problem = ft_json_get(json, "problem_type");
+  if (problem && problem->type == FT_JSON_STRING) {
+    if (strcmp(problem->string, "regression") == 0) return FT_TASK_REGRESSION;
+    if (strcmp(problem->string, "multi_label_classification") == 0) return FT_TASK_MULTI_LABEL;
+    if (strcmp(problem->string, "single_label_classification") == 0) return FT_TASK_SINGLE_LABEL;
+  }
+  return labels == 1 ? FT_TASK_REGRESSION : FT_TASK_SINGLE_LABEL;
+}
+
+/* Label names: the options', else the file's id2label, else LABEL_0, .. */
+static bool ft__config_labels(ft_context *context, ft_model *model, const ft_model_options *options, const char *file) {
+  const ft_json *names = ft_json_get(model->config_file, "id2label");
+  ft_config *config = &model->config;
+  int in_file =
+      names && names->type == FT_JSON_OBJECT && names->count > 0 && names->count <= 100000 ? (int)names->count : 0;
+  int i;
+  config->labels = options->labels > 0 ? options->labels : in_file ? in_file : 2;
+  config->task = options->task != FT_TASK_AUTO ? options->task : ft__config_task(model->config_file, config->labels);
+  model->label_names = (char **)ft__allocate_zero(context, (size_t)config->labels * sizeof(char *));
+  if (!model->label_names) return false;
+  config->label_names = (const char *const *)model->label_names;
+  for (i = 0; i < config->labels; ++i) {
+    char number[32];
+    const ft_json *name;
+    const char *text = number;
+    snprintf(number, sizeof number, "%d", i);
+    name = config->labels == in_file ? ft_json_get(names, number) : NULL;
+    snprintf(number, sizeof number, "LABEL_%d", i);
+    if (options->label_names)
+      text = options->label_names[i];
+    else if (name && name->type == FT_JSON_STRING)
+      text = name->string;
+    else if (config->labels == in_file) {
+      ft__error(context, FT_ERROR_FORMAT, "%s: id2label has no entry \"%d\" among its %d", file, i, in_file);
+      return false;
+    }
+    if (!(model->label_names[i] = ft__string_copy(context, text, strlen(text)))) return false;
+  }
+  return true;
+}
+
+/* ---- parameters ---- */
+
+/* Makes one tensor and its place in the list. The tensor of a shapes-only model has no memory. */
+static ft_tensor *ft__add_parameter(ft_context *context, ft_model *model, const char *name, const char *suffix,
+                                    int dimensions, int64_t rows, int64_t columns, bool decays) {
+  ft_parameter *parameter;
+  int64_t shape[2];
+  char *full;
+  size_t length = strlen(name);
+  shape[0] = rows, shape[1] = columns;
+  if (!ft__grow(context, &model->parameters, &model->parameter_capacity, model->parameter_count + 1,
+                sizeof *model->parameters))
+    return NULL;
+  parameter = &model->parameters[model->parameter_count];
+  memset(parameter, 0, sizeof *parameter);
+  if (!(full = (char *)ft__allocate(context, length + strlen(suffix) + 1))) return NULL;
+  memcpy(full, name, length);
+  memcpy(full + length, suffix, strlen(suffix) + 1);
+  parameter->name = full;
+  ++model->parameter_count;
+  if (model->shapes_only) {
+    if ((parameter->tensor = (ft_tensor *)ft__allocate_zero(context, sizeof *parameter->tensor)) != NULL)
+      ft__set_shape(parameter->tensor, dimensions, shape);
+  } else {
+    parameter->tensor = ft_tensor_create(context, FT_F32, dimensions, shape);
+  }
+  if (!parameter->tensor) return NULL;
+  parameter->tensor->name = full;
+  parameter->tensor->requires_gradient = true;
+  parameter->decays = decays;
+  return parameter->tensor;
+}
+
+typedef enum ft__module_kind { FT__LINEAR, FT__NORM, FT__TABLE } ft__module_kind;
+
+/* Adds a module's parameters: a linear layer [rows, columns] with bias [rows], a LayerNorm over rows, or a table. */
+static bool ft__add_module(ft_context *context, ft_model *model, ft__module *module, ft__module_kind kind,
+                           const char *prefix, const char *pattern, int layer, int64_t rows, int64_t columns) {
+  char path[200], *name = path;
+  size_t used = (size_t)snprintf(path, sizeof path, "%s", prefix);
+  const char *number = strstr(pattern, "%d");
+  if (number) /* not a printf format, so that a table's text is never one */
+    snprintf(path + used, sizeof path - used, "%.*s%d%s", (int)(number - pattern), pattern, layer, number + 2);
+  else
+    snprintf(path + used, sizeof path - used, "%s", pattern);
+  module->weight =
+      ft__add_parameter(context, model, name, ".weight", kind == FT__NORM ? 1 : 2, rows, columns, kind != FT__NORM);
+  if (module->weight && kind != FT__TABLE)
+    module->bias = ft__add_parameter(context, model, name, ".bias", 1, rows, 0, false);
+  return module->weight && (kind == FT__TABLE || module->bias);
+}
+
+static bool ft__add_layer(ft_context *context, ft_model *model, ft__layer *layer, int index) {
+  const ft__family *f = model->family;
+  int64_t hidden = model->config.hidden_size, wide = model->config.intermediate_size;
+  const char *prefix = f->prefix;
+  return ft__add_module(context, model, &layer->query, FT__LINEAR, prefix, f->query, index, hidden, hidden) &&
+         ft__add_module(context, model, &layer->key, FT__LINEAR, prefix, f->key, index, hidden, hidden) &&
+         ft__add_module(context, model, &layer->value, FT__LINEAR, prefix, f->value, index, hidden, hidden) &&
+         ft__add_module(context, model, &layer->attention_output, FT__LINEAR, prefix, f->attention_output, index,
+                        hidden, hidden) &&
+         ft__add_module(context, model, &layer->attention_norm, FT__NORM, prefix, f->attention_norm, index, hidden,
+                        0) &&
+         ft__add_module(context, model, &layer->feed_forward_in, FT__LINEAR, prefix, f->feed_forward_in, index, wide,
+                        hidden) &&
+         ft__add_module(context, model, &layer->feed_forward_out, FT__LINEAR, prefix, f->feed_forward_out, index,
+                        hidden, wide) &&
+         ft__add_module(context, model, &layer->feed_forward_norm, FT__NORM, prefix, f->feed_forward_norm, index,
+                        hidden, 0);
+}
+
+static bool ft__add_parameters(ft_context *context, ft_model *model) {
+  const ft__family *f = model->family;
+  const ft_config *config = &model->config;
+  int64_t hidden = config->hidden_size;
+  int i;
+  model->layers = (ft__layer *)ft__allocate_zero(context, (size_t)config->layers * sizeof *model->layers);
+  if (!model->layers ||
+      !ft__add_module(context, model, &model->words, FT__TABLE, f->prefix, f->words, 0, config->vocabulary_size,
+                      hidden) ||
+      !ft__add_module(context, model, &model->positions, FT__TABLE, f->prefix, f->positions, 0, config->max_positions,
+                      hidden) ||
+      (f->types && !ft__add_module(context, model, &model->types, FT__TABLE, f->prefix, f->types, 0,
+                                   config->token_types, hidden)) ||
+      !ft__add_module(context, model, &model->embedding_norm, FT__NORM, f->prefix, f->embedding_norm, 0, hidden, 0))
+    return false;
+  for (i = 0; i < config->layers; ++i)
+    if (!ft__add_layer(context, model, &model->layers[i], i)) return false;
+  if (f->pooler && !ft__add_module(context, model, &model->dense, FT__LINEAR, f->prefix, f->pooler, 0, hidden, hidden))
+    return false;
+  if (!model->has_head) return true;
+  return (!f->head_dense ||
+          ft__add_module(context, model, &model->dense, FT__LINEAR, "", f->head_dense, 0, hidden, hidden)) &&
+         ft__add_module(context, model, &model->classifier, FT__LINEAR, "", f->classifier, 0, config->labels, hidden);
+}
+
+/* ---- loading ---- */
+
+static bool ft__in_base_model(const ft_model *model, const char *name) {
+  return strncmp(name, model->family->prefix, strlen(model->family->prefix)) == 0;
+}
+
+/* What a parameter may be called in a file: with or without the base prefix, LayerNorm's weight and bias as gamma and
+   beta. Writes candidate number `which` into name (size bytes); false when there are no more. */
+static bool ft__name_candidate(const ft_model *model, const char *full, int which, char *name, size_t size) {
+  bool old_style = (which & 1) != 0, without_prefix = (which & 2) != 0;
+  const char *start = full, *suffix = strrchr(full, '.');
+  if (which > 3) return false;
+  if (without_prefix && ft__in_base_model(model, full)) start += strlen(model->family->prefix);
+  if (old_style)
+    snprintf(name, size, "%.*s.%s", (int)(suffix - start), start, strcmp(suffix, ".weight") == 0 ? "gamma" : "beta");
+  else
+    snprintf(name, size, "%s", start);
+  return true;
+}
+
+static const ft_safetensors_entry *ft__find_weights(const ft_model *model, const ft_safetensors *file,
+                                                    const char *full) {
+  char name[256];
+  int which;
+  for (which = 0; ft__name_candidate(model, full, which, name, sizeof name); ++which) {
+    const ft_safetensors_entry *entry = ft_safetensors_find(file, name);
+    if (entry) return entry;
+  }
+  return NULL;
+}
+
+/* Copies float values from the host into a tensor of ft_real. */
+static ft_status ft__write_floats(ft_context *context, ft_tensor *tensor, const float *values) {
+  int64_t i, count = ft_tensor_count(tensor);
+  ft_real *converted;
+  ft_status status;
+  if (sizeof(ft_real) == sizeof(float)) return ft_tensor_write(context, tensor, values);
+  converted = (ft_real *)ft__allocate(context, (size_t)count * sizeof *converted);
+  if (!converted) return context->status;
+  for (i = 0; i < count; ++i) converted[i] = (ft_real)values[i];
+  status = ft_tensor_write(context, tensor, converted);
+  ft__release(context, converted);
+  return status;
+}
+
+/* The reverse: a contiguous tensor's values as floats on the host. */
+static ft_status ft__read_floats(ft_context *context, const ft_tensor *tensor, float *values) {
+  int64_t i, count = ft_tensor_count(tensor);
+  ft_real *raw;
+  ft_status status;
+  if (sizeof(ft_real) == sizeof(float)) return ft_tensor_read(context, tensor, values);
+  raw = (ft_real *)ft__allocate(context, (size_t)count * sizeof *raw);
+  if (!raw) return context->status;
+  status = ft_tensor_read(context, tensor, raw);
+  for (i = 0; status == FT_OK && i < count; ++i) values[i] = (float)raw[i];
+  ft__release(context, raw);
+  return status;
+}
+
+static bool ft__same_shape(const ft_tensor *tensor, const ft_safetensors_entry *entry) {
+  int i;
+  if (entry->dimensions != tensor->dimensions) return false;
+  for (i = 0; i < tensor->dimensions; ++i)
+    if (entry->shape[i] != tensor->shape[i]) return false;
+  return true;
+}
+
+/* Reads one parameter. A classifier made for another number of labels is left to be initialised anew. */
+static ft_status ft__load_parameter(ft_context *context, ft_model *model, ft_safetensors *file, ft_parameter *parameter,
+                                    const ft_safetensors_entry *entry, const char *directory) {
+  float *values;
+  ft_status status;
+  if (!ft__same_shape(parameter->tensor, entry)) {
+    char shape[100];
+    bool is_classifier = parameter->tensor == model->classifier.weight || parameter->tensor == model->classifier.bias;
+    if (is_classifier && entry->dimensions == parameter->tensor->dimensions && entry->shape[0] != model->config.labels)
+      return FT_OK;
+    return ft__error(context, FT_ERROR_SHAPE,
+                     "%s: %s should have shape %s by config.json, but the file's has %d dimensions"
+                     " and %lld elements",
+                     directory, entry->name, ft__shape_text(parameter->tensor, shape), entry->dimensions,
+                     (long long)entry->count);
+  }
+  values = (float *)ft__allocate(context, (size_t)entry->count * sizeof *values);
+  if (!values) return context->status;
+  status = ft_safetensors_read_float(context, file, entry, values);
+  if (status == FT_OK) status = ft__write_floats(context, parameter->tensor, values);
+  ft__release(context, values);
+  parameter->loaded = status == FT_OK;
+  return status;
+}
+
+/* Tensors that published files carry and no model here needs: position numbers, heads of pretraining on sentence pairs. */
+static bool ft__is_ignored(const char *name) {
+  size_t length = strlen(name);
+  return (length >= 12 && strcmp(name + length - 12, "position_ids") == 0) ||
+         strncmp(name, "cls.seq_relationship.", 21) == 0 || strncmp(name, "sop_classifier.", 15) == 0;
+}
+
+/* taken [parameter_count]: the entry that each parameter was read from, or NULL. */
+static ft_status ft__list_unexpected(ft_context *context, ft_model *model, const ft_safetensors *file,
+                                     const ft_safetensors_entry *const *taken) {
+  int64_t i, k, count = ft_safetensors_count(file);
+  for (i = 0; i < count; ++i) {
+    const ft_safetensors_entry *entry = ft_safetensors_at(file, i);
+    const char *name = entry->name;
+    for (k = 0; k < model->parameter_count && taken[k] != entry; ++k) continue;
+    if (k < model->parameter_count || ft__is_ignored(name)) continue;
+    if (!ft__grow(context, &model->unexpected, &model->unexpected_capacity, model->unexpected_count + 1,
+                  sizeof *model->unexpected))
+      return context->status;
+    if (!(model->unexpected[model->unexpected_count] = ft__string_copy(context, name, strlen(name))))
+      return context->status;
+    ++model->unexpected_count;
+  }
+  return FT_OK;
+}
+
+typedef struct ft__initialization {
+  ft_real *values;
+  int64_t count;
+  double deviation;
+  uint64_t seed;
+  uint32_t site;
+} ft__initialization;
+
+static void ft__initialize_piece(void *argument, int64_t piece, int thread) {
+  const ft__initialization *task = (const ft__initialization *)argument;
+  int64_t i, end = (piece + 1) * 65536 < task->count ? (piece + 1) * 65536 : task->count;
+  (void)thread;
+  for (i = piece * 65536; i < end; ++i)
+    task->values[i] = (ft_real)(task->deviation * ft__random_normal(task->seed, task->site, (uint64_t)i));
+}
+
+/* A new parameter as transformers makes it: matrices N(0, initializer_range), biases 0, LayerNorm weights 1, and the
+   padding token's embedding 0. */
+static ft_status ft__initialize_parameter(ft_context *context, ft_model *model, int64_t index, uint64_t seed) {
+  ft_tensor *tensor = model->parameters[index].tensor;
+  ft__initialization task;
+  ft_status status;
+  int64_t i;
+  task.count = ft_tensor_count(tensor);
+  task.values = (ft_real *)ft__allocate_zero(context, (size_t)task.count * sizeof(ft_real));
+  if (!task.values) return context->status;
+  task.deviation = model->config.initializer_range;
+  task.seed = seed;
+  task.site = (uint32_t)index;
+  if (tensor->dimensions == 2) {
+    ft__parallel_for(context, (task.count + 65535) / 65536, ft__initialize_piece, &task);
+    if (tensor == model->words.weight)
+      memset(task.values + model->config.pad_id * tensor->shape[1], 0, (size_t)tensor->shape[1] * sizeof(ft_real));
+  } else if (strstr(tensor->name, "orm.weight")) {
+    for (i = 0; i < task.count; ++i) task.values[i] = 1;
+  }
+  status = ft_tensor_write(context, tensor, task.values);
+  ft__release(context, task.values);
+  return status;
+}
+
+/* Parts that may be missing from a file: the head, and BERT's pooler, which masked language models lack. */
+static bool ft__may_be_new(const ft_model *model, const ft_tensor *tensor) {
+  return tensor == model->classifier.weight || tensor == model->classifier.bias || tensor == model->dense.weight ||
+         tensor == model->dense.bias;
+}
+
+static ft_status ft__load_weights(ft_context *context, ft_model *model, ft_safetensors *file, const char *directory,
+                                  uint64_t seed) {
+  int64_t i;
+  const ft_safetensors_entry **taken =
+      (const ft_safetensors_entry **)ft__allocate_zero(context, (size_t)model->parameter_count * sizeof *taken);
+  ft_status status = taken ? FT_OK : context->status;
+  for (i = 0; status == FT_OK && i < model->parameter_count; ++i) {
+    ft_parameter *parameter = &model->parameters[i];
+    const ft_safetensors_entry *entry = ft__find_weights(model, file, parameter->name);
+    taken[i] = entry;
+    if (entry) {
+      status = ft__load_parameter(context, model, file, parameter, entry, directory);
+    } else if (!ft__may_be_new(model, parameter->tensor)) {
+      status = ft__error(context, FT_ERROR_FORMAT, "%s: the weights lack %s (looked for with and without \"%s\")",
+                         directory, parameter->name, model->family->prefix);
+    }
+    if (status == FT_OK && !parameter->loaded) {
+      status = ft__initialize_parameter(context, model, i, seed);
+      ft__log(context, FT_LOG_INFO, "newly initialised: %s", parameter->name);
+    }
+  }
+  if (status == FT_OK) status = ft__list_unexpected(context, model, file, taken);
+  for (i = 0; status == FT_OK && i < model->unexpected_count; ++i)
+    ft__log(context, FT_LOG_INFO, "not used by this model: %s", model->unexpected[i]);
+  ft__release(context, taken);
+  return status;
+}
+
+static ft_status ft__load_or_initialize(ft_context *context, ft_model *model, const ft_model_options *options,
+                                        const char *directory) {
+  uint64_t seed = options->seed ? options->seed : 42;
+  ft_safetensors *file;
+  ft_status status = FT_OK;
+  int64_t i;
+  if (options->shapes_only) return FT_OK;
+  if (options->from_config) {
+    for (i = 0; status == FT_OK && i < model->parameter_count; ++i)
+      status = ft__initialize_parameter(context, model, i, seed);
+    return status;
+  }
+  file = ft_safetensors_open(context, directory);
+  if (!file) return context->status;
+  status = ft__load_weights(context, model, file, directory, seed);
+  ft_safetensors_close(file);
+  return status;
+}
+
+FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const ft_model_options *options) {
+  ft_model_options none;
+  ft_model *model;
+  char *file;
+  bool ok;
+  memset(&none, 0, sizeof none);
+  if (!options) options = &none;
+  model = (ft_model *)ft__allocate_zero(context, sizeof *model);
+  file = ft__path_join(context, directory, "config.json");
+  if (!model || !file) {
+    ft__release(context, model);
+    ft__release(context, file);
+    return NULL;
+  }
+  model->owner = context;
+  model->shapes_only = options->shapes_only;
+  model->has_head = !options->encoder_only;
+  model->config_file = ft_json_read(context, file);
+  ok = model->config_file && (model->family = ft__find_family(context, model->config_file, file)) != NULL &&
+       ft__config_supported(context, model->config_file, file) && ft__config_sizes(context, model, file) &&
+       ft__config_labels(context, model, options, file) && ft__add_parameters(context, model) &&
+       ft__load_or_initialize(context, model, options, directory) == FT_OK;
+  ft__release(context, file);
+  if (ok) return model;
+  ft_model_free(model);
+  return NULL;
+}
+
+FT_API void ft_model_free(ft_model *model) {
+  ft_context *context;
+  int64_t i;
+  if (!model) return;
+  context = model->owner;
+  for (i = 0; i < model->parameter_count; ++i) {
+    ft_parameter *parameter = &model->parameters[i];
+    if (model->shapes_only)
+      ft__release(context, parameter->tensor);
+    else
+      ft_tensor_free(parameter->tensor);
+    ft__release(context, (char *)(uintptr_t)parameter->name);
+  }
+  for (i = 0; i < model->unexpected_count; ++i) ft__release(context, model->unexpected[i]);
+  for (i = 0; model->label_names && i < model->config.labels; ++i) ft__release(context, model->label_names[i]);
+  ft__release(context, model->label_names);
+  ft__release(context, model->unexpected);
+  ft__release(context, model->parameters);
+  ft__release(context, model->layers);
+  ft_json_free(model->config_file);
+  ft__release(context, model);
+}
+
+FT_API const ft_config *ft_model_config(const ft_model *model) { return &model->config; }
+FT_API int64_t ft_model_parameter_count(const ft_model *model) { return model->parameter_count; }
+FT_API const ft_parameter *ft_model_parameter(const ft_model *model, int64_t index) {
+  return &model->parameters[index];
+}
+FT_API int64_t ft_model_unexpected_count(const ft_model *model) { return model->unexpected_count; }
+FT_API const char *ft_model_unexpected(const ft_model *model, int64_t index) { return model->unexpected[index]; }
+
+FT_API const ft_parameter *ft_model_find(const ft_model *model, const char *name) {
+  int64_t i;
+  for (i = 0; i < model->parameter_count; ++i)
+    if (strcmp(model->parameters[i].name, name) == 0) return &model->parameters[i];
+  return NULL;
+}
+
+FT_API int64_t ft_model_size(const ft_model *model, bool trained_only) {
+  int64_t i, size = 0;
+  for (i = 0; i < model->parameter_count; ++i)
+    if (!trained_only || model->parameters[i].tensor->requires_gradient)
+      size += ft_tensor_count(model->parameters[i].tensor);
+  return size;
+}
+
+FT_API void ft_model_train_parameter(ft_model *model, int64_t index, bool trained) {
+  model->parameters[index].tensor->requires_gradient = trained;
+}
+
+FT_API void ft_model_train_all(ft_model *model, bool trained) {
+  int64_t i;
+  for (i = 0; i < model->parameter_count; ++i) ft_model_train_parameter(model, i, trained);
+}
+
+FT_API void ft_model_train_head(ft_model *model) {
+  int64_t i;
+  for (i = 0; i < model->parameter_count; ++i)
+    ft_model_train_parameter(model, i, !ft__in_base_model(model, model->parameters[i].name));
+}
+
+/* ---- saving ---- */
+
+/* config.json: what was read, with the keys that fine-tuning decides replaced. */
+static void ft__append_config(ft__string *out, const ft_model *model) {
+  static const char *const replaced[] = {"architectures", "id2label",    "label2id",  "problem_type",
+                                         "dtype",         "torch_dtype", "num_labels"};
+  static const char *const problems[] = {"", "single_label_classification", "multi_label_classification", "regression"};
+  const ft_json *member;
+  size_t i;
+  int label;
+  ft__append(out, "{\n");
+  for (member = model->config_file->child; member; member = member->next) {
+    bool skip = false;
+    for (i = 0; i < sizeof replaced / sizeof replaced[0]; ++i) skip = skip || strcmp(member->key, replaced[i]) == 0;
+    if (skip) continue;
+    ft__append(out, "  ");
+    ft__append_json_string(out, member->key, member->key_length);
+    ft__append(out, ": ");
+    ft__append_json(out, member, -1);
+    ft__append(out, ",\n");
+  }
+  if (model->has_head) {
+    ft__append(out, "  \"id2label\": {");
+    for (label = 0; label < model->config.labels; ++label) {
+      ft__append_format(out, "%s\n    \"%d\": ", label ? "," : "", label);
+      ft__append_json_string(out, model->label_names[label], strlen(model->label_names[label]));
+    }
+    ft__append(out, "\n  },\n  \"label2id\": {");
+    for (label = 0; label < model->config.labels; ++label) {
+      ft__append_format(out, "%s\n    ", label ? "," : "");
+      ft__append_json_string(out, model->label_names[label], strlen(model->label_names[label]));
+      ft__append_format(out, ": %d", label);
+    }
+    ft__append_format(out, "\n  },\n  \"problem_type\": \"%s\",\n", problems[model->config.task]);
+  }
+  ft__append_format(out, "  \"dtype\": \"float32\",\n  \"architectures\": [\n    \"%s%s\"\n  ]\n}\n",
+                    model->family->class_name, model->has_head ? "ForSequenceClassification" : "Model");
+}
+
+static ft_status ft__save_weights(ft_context *context, const ft_model *model, const char *directory) {
+  static const char *const metadata[] = {"format", "pt"};
+  int64_t i, count = model->parameter_count;
+  ft_safetensors_item *items = (ft_safetensors_item *)ft__allocate_zero(context, (size_t)count * sizeof *items);
+  char *path = ft__path_join(context, directory, "model.safetensors");
+  ft_status status = items && path ? FT_OK : context->status;
+  for (i = 0; status == FT_OK && i < count; ++i) {
+    const ft_tensor *tensor = model->parameters[i].tensor;
+    float *values = (float *)ft__allocate(context, (size_t)ft_tensor_count(tensor) * sizeof *values);
+    items[i].name = model->parameters[i].name + (model->has_head ? 0 : strlen(model->family->prefix));
+    items[i].dimensions = tensor->dimensions;
+    memcpy(items[i].shape, tensor->shape, sizeof tensor->shape);
+    items[i].data = values;
+    status = values ? ft__read_floats(context, tensor, values) : context->status;
+  }
+  if (status == FT_OK) status = ft_safetensors_write(context, path, items, count, metadata, 2);
+  for (i = 0; items && i < count; ++i) ft__release(context, (void *)(uintptr_t)items[i].data);
+  ft__release(context, items);
+  ft__release(context, path);
+  return status;
+}
+
+FT_API ft_status ft_model_save(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer,
+                               const char *directory) {
+  ft__string text;
+  ft_status status;
+  char *path;
+  if (!model) return context->status;
+  if (model->shapes_only)
+    return ft__error(context, FT_ERROR_ARGUMENT, "a model loaded without weights cannot be saved");
+  if ((status = ft__directory_create(context, directory)) != FT_OK) return status;
+  if ((status = ft__save_weights(context, model, directory)) != FT_OK) return status;
+  memset(&text, 0, sizeof text);
+  text.context = context;
+  ft__append_config(&text, model);
+  path = ft__path_join(context, directory, "config.json");
+  status = text.failed || !path ? FT_ERROR_MEMORY : ft__file_write(context, path, text.text, (size_t)text.length);
+  ft__string_free(&text);
+  ft__release(context, path);
+  if (status == FT_OK && tokenizer) status = ft_tokenizer_save(context, tokenizer, directory);
+  return status;
+}
+
+/* ---- the forward pass ---- */
+
+/* Dropout sites: a layer (0 the embeddings, L + 1 the head) and a place in it. They never change, whatever else runs.
+ */
+enum { FT__SITE_EMBEDDING = 0, FT__SITE_ATTENTION, FT__SITE_ATTENTION_OUTPUT, FT__SITE_FEED_FORWARD, FT__SITE_HEAD };
+
+static uint32_t ft__site(int layer, int place) { return (uint32_t)(layer * 16 + place); }
+
+typedef struct ft__forward { /* one run */
+  const ft_model *model;
+  ft_tensor *ids, *positions, *types, *offsets, *lengths, *first; /* the batch in back-end memory */
+  int64_t longest;
+  bool training;
+} ft__forward;
+
+static ft_tensor *ft__upload(ft_context *context, const int32_t *values, int64_t count) {
+  ft_tensor *tensor = ft__temporary_1d(context, FT_I32, count);
+  if (tensor) context->backend->write(context, tensor->data, values, (size_t)count * sizeof *values);
+  return tensor;
+}
+
+/* Checks every id, type and length before any of them is used as an index. */
+static ft_status ft__check_batch(ft_context *context, const ft_model *model, const ft_batch *batch, int64_t *longest) {
+  const ft_config *config = &model->config;
+  int64_t b, t;
+  *longest = 0;
+  if (batch->texts < 1) return ft__error(context, FT_ERROR_ARGUMENT, "the batch holds no texts");
+  for (b = 0; b < batch->texts; ++b) {
+    int64_t length = batch->offsets[b + 1] - batch->offsets[b];
+    if (length < 1 || batch->lengths[b] < 1 || batch->lengths[b] > length)
+      return ft__error(context, FT_ERROR_ARGUMENT, "text %lld of the batch has no tokens", (long long)b);
+    if (length > config->max_positions)
+      return ft__error(context, FT_ERROR_ARGUMENT,
+                       "text %lld of the batch has %lld tokens, but the model has %d positions", (long long)b,
+                       (long long)length, config->max_positions);
+    if (length > *longest) *longest = length;
+    for (t = batch->offsets[b]; t < batch->offsets[b + 1]; ++t) {
+      if (batch->ids[t] < 0 || batch->ids[t] >= config->vocabulary_size)
+        return ft__error(context, FT_ERROR_ARGUMENT,
+                         "text %lld of the batch: token id %d is outside the vocabulary of %d", (long long)b,
+                         batch->ids[t], config->vocabulary_size);
+      if (model->types.weight && (batch->token_types[t] < 0 || batch->token_types[t] >= config->token_types))
+        return ft__error(context, FT_ERROR_ARGUMENT, "text %lld of the batch: token type %d, but the model has %d",
+                         (long long)b, batch->token_types[t], config->token_types);
+    }
+  }
+  return FT_OK;
+}
+
+static ft_status ft__upload_batch(ft_context *context, const ft_batch *batch, ft__forward *run) {
+  int32_t *positions;
+  int64_t b, t;
+  ft_status status = ft__check_batch(context, run->model, batch, &run->longest);
+  if (status != FT_OK) return status;
+  positions = (int32_t *)ft__arena_allocate(context, &context->host_arena, (size_t)batch->tokens * sizeof *positions);
+  if (!positions) return context->status;
+  for (b = 0; b < batch->texts; ++b)
+    for (t = batch->offsets[b]; t < batch->offsets[b + 1]; ++t) positions[t] = (int32_t)(t - batch->offsets[b]);
+  run->ids = ft__upload(context, batch->ids, batch->tokens);
+  run->positions = ft__upload(context, positions, batch->tokens);
+  run->types = run->model->types.weight ? ft__upload(context, batch->token_types, batch->tokens) : NULL;
+  run->offsets = ft__upload(context, batch->offsets, batch->texts + 1);
+  run->lengths = ft__upload(context, batch->lengths, batch->texts);
+  run->first = ft__upload(context, batch->offsets, batch->texts);
+  return run->ids && run->positions && run->offsets && run->lengths && run->first &&
+                 (run->types || !run->model->types.weight)
+             ? FT_OK
+             : context->status;
+}
+
+static ft_tensor *ft__apply_linear(ft_context *context, ft_tensor *x, const ft__module *module, ft_unary activation) {
+  return ft_linear(context, x, module->weight, module->bias, activation);
+}
+
+static ft_tensor *ft__embed_tokens(ft_context *context, const ft__forward *run) {
+  const ft_model *model = run->model;
+  const ft__module *norm = &model->embedding_norm;
+  ft_tensor *h = ft_embedding(context, model->words.weight, run->ids, model->positions.weight, run->positions,
+                              model->types.weight, run->types);
+  h = ft_residual_layer_norm(context, h, NULL, norm->weight, norm->bias, model->config.layer_norm_epsilon, 0, 0);
+  return ft_dropout(context, h, run->training ? model->config.hidden_dropout : 0, ft__site(0, FT__SITE_EMBEDDING));
+}
+
+/* One layer; the result goes into `into` unless that is NULL. */
+static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int index, ft_tensor *h, ft_tensor *into) {
+  const ft_model *model = run->model;
+  const ft_config *config = &model->config;
+  const ft__layer *layer = &model->layers[index];
+  double hidden_dropout = run->training ? config->hidden_dropout : 0;
+  double attention_dropout = run->training ? config->attention_dropout : 0;
+  ft_tensor *query = ft__apply_linear(context, h, &layer->query, FT_IDENTITY);
+  ft_tensor *key = ft__apply_linear(context, h, &layer->key, FT_IDENTITY);
+  ft_tensor *value = ft__apply_linear(context, h, &layer->value, FT_IDENTITY);
+  ft_tensor *a = ft_attention(context, query, key, value, run->offsets, run->lengths, run->longest, config->heads,
+                              attention_dropout, ft__site(index + 1, FT__SITE_ATTENTION));
+  a = ft__apply_linear(context, a, &layer->attention_output, FT_IDENTITY);
+  h = ft_residual_layer_norm(context, a, h, layer->attention_norm.weight, layer->attention_norm.bias,
+                             config->layer_norm_epsilon, model->family->attention_output_dropout ? hidden_dropout : 0,
+                             ft__site(index + 1, FT__SITE_ATTENTION_OUTPUT));
+  a = ft__apply_linear(context, h, &layer->feed_forward_in, config->activation);
+  a = ft__apply_linear(context, a, &layer->feed_forward_out, FT_IDENTITY);
+  return ft__residual_layer_norm_into(context, a, h, layer->feed_forward_norm.weight, layer->feed_forward_norm.bias,
+                                      config->layer_norm_epsilon, hidden_dropout,
+                                      ft__site(index + 1, FT__SITE_FEED_FORWARD), into);
+}
+
+/* All layers while scoring: nothing is needed again, so two buffers take turns and each layer's memory is given back.
+ */
+static ft_tensor *ft__run_layers_in_turn(ft_context *context, const ft__forward *run, ft_tensor *h) {
+  ft_tensor *buffer[2];
+  int i;
+  if (!h) return NULL;
+  buffer[0] = ft_tensor_temporary(context, FT_F32, h->dimensions, h->shape);
+  buffer[1] = ft_tensor_temporary(context, FT_F32, h->dimensions, h->shape);
+  if (!buffer[0] || !buffer[1]) return NULL;
+  for (i = 0; i < run->model->config.layers && h; ++i) {
+    ft__arena_mark mark = ft__arena_here(&context->backend_arena);
+    h = ft__run_layer(context, run, i, h, buffer[i % 2]);
+    ft__arena_return(&context->backend_arena, mark);
+  }
+  return h;
+}
+
+static ft_tensor *ft__run_head(ft_context *context, const ft__forward *run, ft_tensor *h) {
+  const ft_model *model = run->model;
+  ft_tensor *first = ft_gather_rows(context, h, run->first);
+  first = ft__apply_linear(context, first, &model->dense, model->family->head_activation);
+  first = ft_dropout(context, first, run->training ? model->config.classifier_dropout : 0,
+                     ft__site(model->config.layers + 1, FT__SITE_HEAD));
+  return ft__apply_linear(context, first, &model->classifier, FT_IDENTITY);
+}
+
+FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, const ft_batch *batch,
+                                  const ft_forward_options *options, ft_output *output) {
+  ft__forward run;
+  ft_forward_options none;
+  ft_tensor *h;
+  int i;
+  memset(output, 0, sizeof *output);
+  memset(&run, 0, sizeof run);
+  memset(&none, 0, sizeof none);
+  if (!model || !batch) return context->status;
+  if (!options) options = &none;
+  if (model->shapes_only) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights");
+  run.model = model;
+  run.training = options->training;
+  if (ft__upload_batch(context, batch, &run) != FT_OK) return context->status;
+  h = ft__embed_tokens(context, &run);
+  if (context->no_grad && !options->hidden_states) {
+    h = ft__run_layers_in_turn(context, &run, h);
+  } else {
+    if (options->hidden_states) output->hidden_states[0] = h;
+    for (i = 0; i < model->config.layers && h; ++i) {
+      h = ft__run_layer(context, &run, i, h, NULL);
+      if (options->hidden_states) output->hidden_states[i + 1] = h;
+    }
+  }
+  if (!(output->hidden = h)) return context->status;
+  if (options->no_head || !model->has_head) return FT_OK;
+  output->logits = ft__run_head(context, &run, h);
+  return output->logits ? FT_OK : context->status;
+}
+
+FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_tensor *logits, const int32_t *labels,
+                                const float *targets, double divisor) {
+  ft_tensor *wanted;
+  int64_t rows, i;
+  if (!model || !logits) return NULL;
+  rows = logits->shape[0];
+  if (divisor == 0) divisor = (double)rows;
+  if (model->config.task == FT_TASK_SINGLE_LABEL) {
+    if (!labels) ft__error(context, FT_ERROR_ARGUMENT, "ft_model_loss: a single-label model wants labels");
+    for (i = 0; labels && i < rows; ++i) {
+      if (labels[i] < model->config.labels) continue;
+      ft__error(context, FT_ERROR_ARGUMENT, "ft_model_loss: label %d, but the model has %d", labels[i],
+                model->config.labels);
+      return NULL;
+    }
+    wanted = labels ? ft__upload(context, labels, rows) : NULL;
+    return wanted ? ft_cross_entropy_loss(context, logits, wanted, divisor) : NULL;
+  }
+  if (!targets) {
+    ft__error(context, FT_ERROR_ARGUMENT, "ft_model_loss: a multi-label or regression model wants targets");
+    return NULL;
+  }
+  wanted = ft_tensor_temporary(context, FT_F32, 2, logits->shape);
+  if (!wanted || ft__write_floats(context, wanted, targets) != FT_OK) return NULL;
+  divisor *= (double)model->config.labels; /* the mean over a text's classes */
+  return model->config.task == FT_TASK_MULTI_LABEL ? ft_binary_cross_entropy_loss(context, logits, wanted, divisor)
+                                                   : ft_squared_error_loss(context, logits, wanted, divisor);
+}
+/* =====================================================================================================================
+   >>adamw: the optimizer and its schedules
+
+   AdamW (Loshchilov and Hutter 2019), in torch.optim.AdamW's order, for step t = 1, 2, ..:
+
+       w  =  w (1 - lr decay)
+       m  =  m + (1 - beta1) (g - m)
+       v  =  beta2 v + (1 - beta2) g^2
+       w  =  w - lr / (1 - beta1^t)  m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
+
+   Biases and LayerNorm parameters do not decay, as in transformers' Trainer; embeddings do. */
+
+struct ft_optimizer {
+  ft_context *owner;
+  ft_adamw_options options;
+  ft_parameter *parameters;                  /* [count]: those that train; tensors belong to the model */
+  ft_tensor **first_moment, **second_moment; /* [count] */
+  int64_t count, step;
+};
+
+FT_API void ft_optimizer_free(ft_optimizer *optimizer) {
+  ft_context *context;
+  int64_t i;
+  if (!optimizer) return;
+  context = optimizer->owner;
+  for (i = 0; i < optimizer->count; ++i) {
+    if (optimizer->first_moment) ft_tensor_free(optimizer->first_moment[i]);
+    if (optimizer->second_moment) ft_tensor_free(optimizer->second_moment[i]);
+  }
+  ft__release(context, optimizer->first_moment);
+  ft__release(context, optimizer->second_moment);
+  ft__release(context, optimizer->parameters);
+  ft__release(context, optimizer);
+}
+
+static bool ft__optimizer_add(ft_context *context, ft_optimizer *optimizer, const ft_parameter *parameter) {
+  const ft_tensor *tensor = parameter->tensor;
+  int64_t i = optimizer->count++;
+  optimizer->parameters[i] = *parameter;
+  optimizer->first_moment[i] = ft_tensor_create(context, FT_F32, tensor->dimensions, tensor->shape);
+  optimizer->second_moment[i] = ft_tensor_create(context, FT_F32, tensor->dimensions, tensor->shape);
+  return optimizer->first_moment[i] && optimizer->second_moment[i];
+}
+
+FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adamw_options *options) {
+  ft_optimizer *optimizer;
+  int64_t i, count;
+  bool ok;
+  if (!model || !(optimizer = (ft_optimizer *)ft__allocate_zero(context, sizeof *optimizer))) return NULL;
+  count = ft_model_parameter_count(model);
+  optimizer->owner = context;
+  if (options) optimizer->options = *options;
+  if (optimizer->options.beta1 == 0) optimizer->options.beta1 = 0.9;
+  if (optimizer->options.beta2 == 0) optimizer->options.beta2 = 0.999;
+  if (optimizer->options.epsilon == 0) optimizer->options.epsilon = 1e-8;
+  optimizer->parameters = (ft_parameter *)ft__allocate_zero(context, (size_t)count * sizeof *optimizer->parameters);
+  optimizer->first_moment = (ft_tensor **)ft__allocate_zero(context, (size_t)count * sizeof(ft_tensor *));
+  optimizer->second_moment = (ft_tensor **)ft__allocate_zero(context, (size_t)count * sizeof(ft_tensor *));
+  ok = optimizer->parameters && optimizer->first_moment && optimizer->second_moment;
+  for (i = 0; ok && i < count; ++i)
+    if (ft_model_parameter(model, i)->tensor->requires_gradient)
+      ok = ft__optimizer_add(context, optimizer, ft_model_parameter(model, i));
+  if (ok) return optimizer;
+  ft_optimizer_free(optimizer);
+  return NULL;
+}
+
+/* A trained parameter that no gradient reached is a bug in the model that calls for a word, not for silence. */
+static ft_status ft__check_gradients(ft_context *context, const ft_optimizer *optimizer) {
+  int64_t i;
+  for (i = 0; i < optimizer->count; ++i)
+    if (!optimizer->parameters[i].tensor->gradient_is_set)
+      return ft__error(context, FT_ERROR_ARGUMENT, "%s is to be trained, but the loss does not depend on it",
+                       optimizer->parameters[i].name);
+  return FT_OK;
+}
+
+FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *optimizer, double *norm) {
+  double sum = 0;
+  int64_t i;
+  *norm = 0;
+  if (!optimizer || ft__check_gradients(context, optimizer) != FT_OK) return context->status;
+  for (i = 0; i < optimizer->count; ++i) {
+    const ft_tensor *tensor = optimizer->parameters[i].tensor;
+    sum += context->backend->sum_of_squares(context, ft_tensor_count(tensor), (const ft_real *)tensor->gradient);
+  }
+  *norm = sqrt(sum);
+  return FT_OK;
+}
+
+FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer, double learning_rate,
+                                   double gradient_scale) {
+  ft_adamw_step step;
+  int64_t i;
+  if (!optimizer || ft__check_gradients(context, optimizer) != FT_OK) return context->status;
+  step.step = ++optimizer->step;
+  step.learning_rate = learning_rate;
+  step.gradient_scale = gradient_scale;
+  step.beta1 = optimizer->options.beta1;
+  step.beta2 = optimizer->options.beta2;
+  step.epsilon = optimizer->options.epsilon;
+  for (i = 0; i < optimizer->count; ++i) {
+    ft_tensor *tensor = optimizer->parameters[i].tensor;
+    step.count = ft_tensor_count(tensor);
+    step.weight = (ft_real *)tensor->data;
+    step.gradient = (const ft_real *)tensor->gradient;
+    step.first_moment = (ft_real *)optimizer->first_moment[i]->data;
+    step.second_moment = (ft_real *)optimizer->second_moment[i]->data;
+    step.weight_decay = optimizer->parameters[i].decays ? optimizer->options.weight_decay : 0;
+    context->backend->adamw(context, &step);
+    ft_gradient_zero(context, tensor);
+  }
+  return FT_OK;
+}
+
+FT_API double ft_clip_factor(double norm, double max_norm) {
+  double factor = max_norm / (norm + 1e-6);
+  return factor < 1 ? factor : 1;
+}
+
+FT_API double ft_schedule_factor(ft_schedule schedule, int64_t step, int64_t warmup_steps, int64_t total_steps) {
+  double progress;
+  if (step < warmup_steps) return (double)step / (double)(warmup_steps > 1 ? warmup_steps : 1);
+  if (schedule == FT_SCHEDULE_CONSTANT) return 1;
+  progress = (double)(step - warmup_steps) / (double)(total_steps - warmup_steps > 1 ? total_steps - warmup_steps : 1);
+  if (schedule == FT_SCHEDULE_COSINE) {
+    double factor = 0.5 * (1 + cos(3.141592653589793 * progress));
+    return factor > 0 ? factor : 0;
+  }
+  return progress < 1 ? 1 - progress : 0;
+}
+
+FT_API bool ft_schedule_parse(const char *name, ft_schedule *schedule) {
+  static const char *const names[] = {"linear", "cosine", "constant"};
+  int i;
+  for (i = 0; i < 3; ++i) {
+    if (strcmp(name, names[i]) != 0) continue;
+    *schedule = (ft_schedule)i;
+    return true;
+  }
+  return false;
+}
+/* =====================================================================================================================
+   >>scores
+
+   For class c: tp are the rows of class c that were predicted as c, fp those predicted as c wrongly, fn those missed.
+
+       precision = tp / (tp + fp)     recall = tp / (tp + fn)     F1 = 2 tp / (2 tp + fp + fn)
+
+   "macro" is the mean over classes, "weighted" the mean weighted by how many rows each class has, "micro" counts tp, fp
+   and fn over all classes first. Matthews' coefficient for C classes (Gorodkin 2004), with s rows of which c are right,
+   t_k truly of class k and p_k predicted as k:
+
+       (c s - sum t_k p_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2)) */
+
+typedef struct ft__counts {
+  int64_t true_positives, predicted, actual;
+} ft__counts;
+
+static double ft__ratio(double numerator, double denominator) { return denominator > 0 ? numerator / denominator : 0; }
+
+FT_API void ft_metrics_free(ft_metrics *metrics) {
+  if (!metrics || !metrics->owner) return;
+  ft__release(metrics->owner, metrics->confusion);
+  ft__release(metrics->owner, metrics->by_class);
+  memset(metrics, 0, sizeof *metrics);
+}
+
+static int ft__argmax(const float *values, int count) {
+  int i, best = 0;
+  for (i = 1; i < count; ++i)
+    if (values[i] > values[best]) best = i;
+  return best;
+}
+
+/* Precision, recall and F1 from counts [classes]. */
+static void ft__metrics_from_counts(ft_metrics *metrics, const ft__counts *counts) {
+  ft__counts all = {0, 0, 0};
+  double classes = metrics->classes;
+  int c;
+  for (c = 0; c < metrics->classes; ++c) {
+    ft_class_metrics *m = &metrics->by_class[c];
+    const ft__counts *n = &counts[c];
+    m->support = n->actual;
+    m->precision = ft__ratio((double)n->true_positives, (double)n->predicted);
+    m->recall = ft__ratio((double)n->true_positives, (double)n->actual);
+    m->f1 = ft__ratio(2.0 * (double)n->true_positives, (double)(n->predicted + n->actual));
+    metrics->precision_macro += m->precision / classes;
+    metrics->recall_macro += m->recall / classes;
+    metrics->f1_macro += m->f1 / classes;
+    metrics->precision_weighted += m->precision * (double)n->actual;
+    metrics->recall_weighted += m->recall * (double)n->actual;
+    metrics->f1_weighted += m->f1 * (double)n->actual;
+    all.true_positives += n->true_positives;
+    all.predicted += n->predicted;
+    all.actual += n->actual;
+  }
+  metrics->precision_weighted = ft__ratio(metrics->precision_weighted, (double)all.actual);
+  metrics->recall_weighted = ft__ratio(metrics->recall_weighted, (double)all.actual);
+  metrics->f1_weighted = ft__ratio(metrics->f1_weighted, (double)all.actual);
+  metrics->precision_micro = ft__ratio((double)all.true_positives, (double)all.predicted);
+  metrics->recall_micro = ft__ratio((double)all.true_positives, (double)all.actual);
+  metrics->f1_micro = ft__ratio(2.0 * (double)all.true_positives, (double)(all.predicted + all.actual));
+}
+
+static void ft__metrics_single_label(const ft_dataset *dataset, const float *logits, ft_metrics *metrics,
+                                     ft__counts *counts) {
+  double rows = (double)dataset->rows, right = 0, expected = 0, predicted_squares = 0, actual_squares = 0;
+  int classes = metrics->classes, c;
+  int64_t row;
+  for (row = 0; row < dataset->rows; ++row) {
+    int prediction = ft__argmax(logits + row * classes, classes), truth = dataset->labels[row];
+    ++metrics->confusion[truth * classes + prediction];
+    ++counts[prediction].predicted;
+    ++counts[truth].actual;
+    if (prediction == truth) ++counts[truth].true_positives, ++right;
+  }
+  for (c = 0; c < classes; ++c) {
+    double p = (double)counts[c].predicted, t = (double)counts[c].actual;
+    expected += p * t, predicted_squares += p * p, actual_squares += t * t;
+  }
+  metrics->accuracy = ft__ratio(right, rows);
+  metrics->matthews =
+      ft__ratio(right * rows - expected, sqrt((rows * rows - predicted_squares) * (rows * rows - actual_squares)));
+}
+
+static void ft__metrics_multi_label(const ft_dataset *dataset, const float *logits, ft_metrics *metrics,
+                                    ft__counts *counts) {
+  int64_t row, right = 0;
+  int c, classes = metrics->classes;
+  for (row = 0; row < dataset->rows; ++row) {
+    bool all_right = true;
+    for (c = 0; c < classes; ++c) {
+      bool predicted = logits[row * classes + c] > 0, actual = dataset->targets[row * classes + c] > 0.5f;
+      counts[c].predicted += predicted;
+      counts[c].actual += actual;
+      counts[c].true_positives += predicted && actual;
+      all_right = all_right && predicted == actual;
+    }
+    right += all_right;
+  }
+  metrics->accuracy = ft__ratio((double)right, (double)dataset->rows);
+}
+
+/* R2 = 1 - sum (t - x)^2 / sum (t - mean t)^2 */
+static void ft__metrics_regression(const ft_dataset *dataset, const float *values, ft_metrics *metrics) {
+  double squares = 0, absolute = 0, mean = 0, spread = 0, rows = (double)dataset->rows;
+  int64_t row;
+  for (row = 0; row < dataset->rows; ++row) mean += (double)dataset->targets[row] / rows;
+  for (row = 0; row < dataset->rows; ++row) {
+    double target = dataset->targets[row], error = (double)values[row] - target;
+    squares += error * error;
+    absolute += fabs(error);
+    spread += (target - mean) * (target - mean);
+  }
+  metrics->mean_squared_error = ft__ratio(squares, rows);
+  metrics->mean_absolute_error = ft__ratio(absolute, rows);
+  metrics->r2 = spread > 0 ? 1 - squares / spread : 0;
+}
+
+FT_API ft_status ft_metrics_compute(ft_context *context, const ft_dataset *dataset, const float *logits,
+                                    ft_metrics *metrics) {
+  ft__counts *counts;
+  double loss = metrics->loss;
+  size_t classes;
+  if (!dataset) return context->status;
+  if (!dataset->labels && !dataset->targets)
+    return ft__error(context, FT_ERROR_ARGUMENT, "%s has no labels to compare with", dataset->name);
+  ft_metrics_free(metrics);
+  metrics->owner = context;
+  metrics->loss = loss;
+  metrics->rows = dataset->rows;
+  metrics->classes = dataset->label_count;
+  if (dataset->task == FT_TASK_REGRESSION) {
+    ft__metrics_regression(dataset, logits, metrics);
+    return FT_OK;
+  }
+  classes = (size_t)metrics->classes;
+  counts = (ft__counts *)ft__allocate_zero(context, classes * sizeof *counts);
+  if (dataset->task == FT_TASK_SINGLE_LABEL)
+    metrics->confusion = (int64_t *)ft__allocate_zero(context, classes * classes * sizeof(int64_t));
+  metrics->by_class = (ft_class_metrics *)ft__allocate_zero(context, classes * sizeof *metrics->by_class);
+  if (counts && metrics->by_class && (metrics->confusion || dataset->task != FT_TASK_SINGLE_LABEL)) {
+    if (dataset->task == FT_TASK_SINGLE_LABEL)
+      ft__metrics_single_label(dataset, logits, metrics, counts);
+    else
+      ft__metrics_multi_label(dataset, logits, metrics, counts);
+    ft__metrics_from_counts(metrics, counts);
+    ft__release(context, counts);
+    return FT_OK;
+  }
+  ft__release(context, counts);
+  ft_metrics_free(metrics);
+  return context->status;
+}
+
+FT_API double ft_metrics_score(const ft_metrics *metrics, ft_task task) {
+  return task == FT_TASK_REGRESSION ? metrics->r2 : metrics->accuracy;
+}
+/* =====================================================================================================================
+   >>scoring: running a model over a whole dataset
+
+   Texts are taken longest first, so that a batch holds texts of like length and the first batch needs the most memory.
+   The order does not change a result: packed texts do not see each other. */
+
+FT_API void *ft_allocate(ft_context *context, size_t bytes) { return ft__allocate_zero(context, bytes); }
+FT_API void ft_release(ft_context *context, void *memory) { ft__release(context, memory); }
+
+FT_API bool ft_is_finite(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return (bits >> 52 & 0x7FF) != 0x7FF; /* by bits: -Ofast lets compilers assume that NaN does not exist */
+}
+
+FT_API int ft_max_length(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer, int asked) {
+  int positions, limit;
+  if (!model || !tokenizer) return 0;
+  positions = model->config.max_positions;
+  limit = ft_tokenizer_max_length(tokenizer);
+  if (asked > positions) {
+    ft__error(context, FT_ERROR_ARGUMENT, "max_length %d is more than the model's %d positions", asked, positions);
+    return 0;
+  }
+  if (ft_tokenizer_size(tokenizer) > model->config.vocabulary_size) {
+    ft__error(context, FT_ERROR_ARGUMENT,
+              "the tokenizer has ids up to %d, but the model's vocabulary is %d: they are not"
+              " of one model",
+              ft_tokenizer_size(tokenizer) - 1, model->config.vocabulary_size);
+    return 0;
+  }
+  if (asked > 0) return asked;
+  return limit > 0 && limit < positions ? limit : positions;
+}
+
+static int64_t ft__row_length(const ft_encoded *encoded, int64_t row) {
+  return encoded->offsets[row + 1] - encoded->offsets[row];
+}
+
+/* order [rows] = the rows, longest text first, equal ones in their own order (counting sort). */
+static bool ft__order_by_length(ft_context *context, const ft_encoded *encoded, int64_t *order) {
+  int64_t row, length, longest = 0, start = 0, *places;
+  for (row = 0; row < encoded->rows; ++row)
+    if (ft__row_length(encoded, row) > longest) longest = ft__row_length(encoded, row);
+  places = (int64_t *)ft__allocate_zero(context, (size_t)(longest + 1) * sizeof *places);
+  if (!places) return false;
+  for (row = 0; row < encoded->rows; ++row) ++places[ft__row_length(encoded, row)];
+  for (length = longest; length >= 0; --length) {
+    int64_t count = places[length];
+    places[length] = start;
+    start += count;
+  }
+  for (row = 0; row < encoded->rows; ++row) order[places[ft__row_length(encoded, row)]++] = row;
+  ft__release(context, places);
+  return true;
+}
+
+/* What is done with each batch: its rows are rows[0 .. batch->texts). */
+typedef ft_status (*ft__batch_visitor)(ft_context *context, void *argument, const ft_batch *batch, const int64_t *rows,
+                                       const ft_output *output);
+
+static ft_status ft__run_over(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
+                              bool no_head, ft__batch_visitor visit, void *argument) {
+  ft_forward_options options;
+  ft_output output;
+  ft_batch batch;
+  ft_status status = FT_OK;
+  int64_t start, *order;
+  if (!model || !encoded) return context->status;
+  memset(&batch, 0, sizeof batch);
+  memset(&options, 0, sizeof options);
+  options.no_head = no_head;
+  if (batch_size < 1) batch_size = 32;
+  order = (int64_t *)ft__allocate(context, ((size_t)encoded->rows + 1) * sizeof *order);
+  if (!order || !ft__order_by_length(context, encoded, order)) status = context->status;
+  for (start = 0; status == FT_OK && start < encoded->rows; start += batch_size) {
+    int64_t count = encoded->rows - start < batch_size ? encoded->rows - start : batch_size;
+    ft_no_grad_begin(context);
+    status = ft_batch_select(context, &batch, encoded, order + start, count);
+    if (status == FT_OK) status = ft_model_forward(context, model, &batch, &options, &output);
+    if (status == FT_OK) status = visit(context, argument, &batch, order + start, &output);
+    ft_no_grad_end(context);
+    ft_tape_clear(context);
+  }
+  ft_batch_free(&batch);
+  ft__release(context, order);
+  return status;
+}
+
+static ft_status ft__visit_logits(ft_context *context, void *argument, const ft_batch *batch, const int64_t *rows,
+                                  const ft_output *output) {
+  float *all = (float *)argument, *values;
+  int64_t columns, i;
+  ft_status status;
+  if (!output->logits) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without its head");
+  columns = output->logits->shape[1];
+  values =
+      (float *)ft__arena_allocate(context, &context->host_arena, (size_t)(batch->texts * columns) * sizeof *values);
+  status = values ? ft__read_floats(context, output->logits, values) : context->status;
+  for (i = 0; status == FT_OK && i < batch->texts; ++i)
+    memcpy(all + rows[i] * columns, values + i * columns, (size_t)columns * sizeof *values);
+  return status;
+}
+
+FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
+                            float *logits) {
+  return ft__run_over(context, model, encoded, batch_size, false, ft__visit_logits, logits);
+}
+
+/* The mean loss of logits [rows, C] that are in host memory already. */
+static ft_status ft__mean_loss(ft_context *context, const ft_model *model, const ft_dataset *dataset,
+                               const float *logits, double *mean) {
+  ft_tensor *tensor, *loss;
+  float value = 0;
+  ft_status status = FT_OK;
+  ft_no_grad_begin(context);
+  tensor = ft__temporary_2d(context, FT_F32, dataset->rows, model->config.labels);
+  if (!tensor || ft__write_floats(context, tensor, logits) != FT_OK) tensor = NULL;
+  loss = ft_model_loss(context, model, tensor, dataset->labels, dataset->targets, 0);
+  status = loss ? ft__read_floats(context, loss, &value) : context->status;
+  *mean = value;
+  ft_no_grad_end(context);
+  ft_tape_clear(context);
+  return status;
+}
+
+FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *model, const ft_dataset *dataset) {
+  if (!model || !dataset) return context->status;
+  if (dataset->rows < 1) return ft__error(context, FT_ERROR_ARGUMENT, "%s holds no rows", dataset->name);
+  if (!dataset->labels && !dataset->targets)
+    return ft__error(context, FT_ERROR_ARGUMENT, "%s has no labels", dataset->name);
+  if (dataset->task != model->config.task)
+    return ft__error(context, FT_ERROR_ARGUMENT, "%s was read for another task than the model's", dataset->name);
+  if (dataset->label_count != model->config.labels)
+    return ft__error(context, FT_ERROR_ARGUMENT, "%s has %d labels, but the model has %d", dataset->name,
+                     dataset->label_count, model->config.labels);
+  return FT_OK;
+}
+
+FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                             const ft_dataset *dataset, int batch_size, ft_metrics *metrics) {
+  float *logits;
+  double loss = 0;
+  ft_status status;
+  if (!model || !dataset || !encoded) return context->status;
+  if ((status = ft_model_check_dataset(context, model, dataset)) != FT_OK) return status;
+  logits = (float *)ft__allocate(context, (size_t)(dataset->rows * model->config.labels) * sizeof *logits);
+  if (!logits) return context->status;
+  status = ft_predict(context, model, encoded, batch_size, logits);
+  if (status == FT_OK) status = ft__mean_loss(context, model, dataset, logits, &loss);
+  if (status == FT_OK) {
+    metrics->loss = loss;
+    status = ft_metrics_compute(context, dataset, logits, metrics);
+  }
+  ft__release(context, logits);
+  return status;
+}
+
+typedef struct ft__pooling {
+  float *embeddings; /* [rows, H] */
+  bool mean, normalize;
+} ft__pooling;
+
+static void ft__pool_text(const ft__pooling *pooling, const float *hidden, int64_t tokens, int64_t columns,
+                          float *out) {
+  double squares = 0, length;
+  int64_t t, c;
+  for (c = 0; c < columns; ++c) {
+    double sum = hidden[c];
+    if (pooling->mean) {
+      for (t = 1; t < tokens; ++t) sum += hidden[t * columns + c];
+      sum /= (double)tokens;
+    }
+    out[c] = (float)sum;
+    squares += sum * sum;
+  }
+  length = sqrt(squares) > 1e-12 ? sqrt(squares) : 1e-12;
+  for (c = 0; pooling->normalize && c < columns; ++c) out[c] = (float)(out[c] / length);
+}
+
+static ft_status ft__visit_hidden(ft_context *context, void *argument, const ft_batch *batch, const int64_t *rows,
+                                  const ft_output *output) {
+  const ft__pooling *pooling = (const ft__pooling *)argument;
+  int64_t columns = output->hidden->shape[1], i;
+  float *hidden =
+      (float *)ft__arena_allocate(context, &context->host_arena, (size_t)(batch->tokens * columns) * sizeof *hidden);
+  ft_status status = hidden ? ft__read_floats(context, output->hidden, hidden) : context->status;
+  for (i = 0; status == FT_OK && i < batch->texts; ++i)
+    ft__pool_text(pooling, hidden + batch->offsets[i] * columns, batch->lengths[i], columns,
+                  pooling->embeddings + rows[i] * columns);
+  return status;
+}
+
+FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
+                          bool mean, bool normalize, float *embeddings) {
+  ft__pooling pooling;
+  pooling.embeddings = embeddings;
+  pooling.mean = mean;
+  pooling.normalize = normalize;
+  return ft__run_over(context, model, encoded, batch_size, true, ft__visit_hidden, &pooling);
+}
+
+/* ---- snapshots: the trained parameters at one moment ---- */
+
+struct ft_snapshot {
+  ft_context *owner;
+  int64_t count;
+  ft_real **values; /* [count], NULL where the parameter did not train */
+};
+
+FT_API void ft_snapshot_free(ft_snapshot *snapshot) {
+  int64_t i;
+  if (!snapshot) return;
+  for (i = 0; snapshot->values && i < snapshot->count; ++i) ft__release(snapshot->owner, snapshot->values[i]);
+  ft__release(snapshot->owner, snapshot->values);
+  ft__release(snapshot->owner, snapshot);
+}
+
+FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model) {
+  int64_t i;
+  ft_status status = FT_OK;
+  if (!snapshot || !model) return context->status;
+  for (i = 0; status == FT_OK && i < snapshot->count; ++i)
+    if (snapshot->values[i])
+      status = ft_tensor_read(context, ft_model_parameter(model, i)->tensor, snapshot->values[i]);
+  return status;
+}
+
+FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *model) {
+  ft_snapshot *snapshot;
+  int64_t i;
+  bool ok;
+  if (!model || !(snapshot = (ft_snapshot *)ft__allocate_zero(context, sizeof *snapshot))) return NULL;
+  snapshot->owner = context;
+  snapshot->count = ft_model_parameter_count(model);
+  snapshot->values = (ft_real **)ft__allocate_zero(context, (size_t)snapshot->count * sizeof(ft_real *));
+  ok = snapshot->values != NULL;
+  for (i = 0; ok && i < snapshot->count; ++i) {
+    const ft_tensor *tensor = ft_model_parameter(model, i)->tensor;
+    if (!tensor->requires_gradient) continue;
+    snapshot->values[i] = (ft_real *)ft__allocate(context, ft__tensor_bytes(tensor));
+    ok = snapshot->values[i] != NULL;
+  }
+  if (ok && ft_snapshot_take(context, snapshot, model) == FT_OK) return snapshot;
+  ft_snapshot_free(snapshot);
+  return NULL;
+}
+
+FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model) {
+  int64_t i;
+  ft_status status = FT_OK;
+  if (!snapshot || !model) return context->status;
+  for (i = 0; status == FT_OK && i < snapshot->count; ++i)
+    if (snapshot->values[i])
+      status = ft_tensor_write(context, ft_model_parameter(model, i)->tensor, snapshot->values[i]);
+  return status;
+}
+/* =====================================================================================================================
+   >>training loop
+
+   Everything below uses public functions alone: it is meant to be read, copied into a program and changed there. In
+   outline, and with gradient accumulation (G batches to a step) left out:
+
+       for each epoch:
+         shuffle the rows
+         for each batch of rows:
+           ft_model_forward, ft_model_loss, ft_backward            gradients
+           ft_optimizer_gradient_norm, ft_clip_factor              clipping
+           ft_optimizer_step(learning_rate * ft_schedule_factor)   new weights
+           ft_tape_clear
+         ft_evaluate; if better than ever: ft_snapshot_take
+       ft_snapshot_restore                                         the best weights
+
+   The loss of a step is the mean over all texts of its G batches, whatever their sizes: each batch's loss is divided by
+   the number of texts of the whole step, not averaged per batch and then again. */
+
+typedef struct ft__trainer {
+  ft_context *context;
+  ft_model *model;
+  const ft_dataset *train, *evaluation;
+  ft_encoded *encoded, *encoded_evaluation;
+  ft_optimizer *optimizer;
+  ft_snapshot *best;
+  ft_train_options options; /* with defaults filled in */
+  ft_train_result *result;
+  ft_batch batch;
+  int64_t *order;  /* [rows]: this epoch's shuffle */
+  int64_t *starts; /* [batches + 1]: batch i is order[starts[i] .. starts[i + 1]) */
+  int64_t batches, steps_per_epoch, total_steps, warmup_steps, step;
+  double start_time, loss_sum;
+  int64_t tokens;  /* since start_time */
+  int32_t *labels; /* [rows] of one batch, or NULL */
+  float *targets;  /* [rows, C] of one batch, or NULL */
+} ft__trainer;
+
+static void ft__train_defaults(ft_train_options *options) {
+  if (options->epochs <= 0) options->epochs = 3;
+  if (options->batch_size <= 0) options->batch_size = 16;
+  if (options->gradient_accumulation <= 0) options->gradient_accumulation = 1;
+  if (options->learning_rate == 0) options->learning_rate = 2e-5;
+  if (options->weight_decay == 0) options->weight_decay = 0.01;
+  if (options->weight_decay < 0) options->weight_decay = 0;
+  if (options->max_gradient_norm == 0) options->max_gradient_norm = 1.0;
+  if (options->seed == 0) options->seed = 42;
+}
+
+/* Cuts this epoch's order into batches: by number of texts, or as many as fit into batch_tokens. */
+static void ft__plan_batches(ft__trainer *t) {
+  int64_t row, texts = 0, tokens = 0;
+  t->batches = 0;
+  for (row = 0; row < t->encoded->rows; ++row) {
+    int64_t length = t->encoded->offsets[t->order[row] + 1] - t->encoded->offsets[t->order[row]];
+    bool full =
+        t->options.batch_tokens > 0 ? tokens + length > t->options.batch_tokens : texts == t->options.batch_size;
+    if (row == 0 || full) {
+      t->starts[t->batches++] = row;
+      texts = tokens = 0;
+    }
+    ++texts;
+    tokens += length;
+  }
+  t->starts[t->batches] = t->encoded->rows;
+}
+
+static void ft__plan_epoch(ft__trainer *t, int64_t epoch) {
+  int64_t i;
+  if (t->options.no_shuffle)
+    for (i = 0; i < t->encoded->rows; ++i) t->order[i] = i;
+  else
+    ft_shuffle(t->order, t->encoded->rows, t->options.seed + (uint64_t)epoch);
+  ft__plan_batches(t);
+}
+
+static ft_status ft__train_prepare(ft__trainer *t, const ft_tokenizer *tokenizer) {
+  ft_context *context = t->context;
+  ft_adamw_options adamw = {0, 0, 0, 0};
+  int64_t rows = t->train->rows, classes = t->train->label_count;
+  int64_t largest = t->options.batch_tokens > 0 || rows < t->options.batch_size ? rows : t->options.batch_size;
+  int max_length = ft_max_length(context, t->model, tokenizer, t->options.max_length);
+  double steps;
+  if (max_length == 0) return ft_error_status(context);
+  t->encoded = ft_dataset_encode(context, t->train, tokenizer, max_length);
+  if (t->evaluation) t->encoded_evaluation = ft_dataset_encode(context, t->evaluation, tokenizer, max_length);
+  if (!t->encoded || (t->evaluation && !t->encoded_evaluation)) return ft_error_status(context);
+  adamw.weight_decay = t->options.weight_decay;
+  t->optimizer = ft_optimizer_create(context, t->model, &adamw);
+  if (t->evaluation && !t->options.keep_last) t->best = ft_snapshot_create(context, t->model);
+  t->order = (int64_t *)ft_allocate(context, (size_t)rows * sizeof(int64_t));
+  t->starts = (int64_t *)ft_allocate(context, (size_t)(rows + 1) * sizeof(int64_t));
+  t->labels = (int32_t *)ft_allocate(context, (size_t)largest * sizeof(int32_t));
+  t->targets = (float *)ft_allocate(context, (size_t)(largest * classes) * sizeof(float));
+  if (!t->optimizer || (t->evaluation && !t->options.keep_last && !t->best) || !t->order || !t->starts || !t->labels ||
+      !t->targets)
+    return ft_error_status(context);
+  ft__plan_epoch(t, 0);
+  t->steps_per_epoch = (t->batches + t->options.gradient_accumulation - 1) / t->options.gradient_accumulation;
+  steps = t->options.epochs * (double)t->steps_per_epoch;
+  t->total_steps = t->options.max_steps > 0 ? t->options.max_steps : (int64_t)ceil(steps - 1e-9);
+  t->warmup_steps =
+      (int64_t)(t->options.warmup < 1 ? ceil((double)t->total_steps * t->options.warmup) : t->options.warmup);
+  t->result->truncated_rows = t->encoded->truncated_rows;
+  return FT_OK;
+}
+
+/* An error that names the step and where its texts stand in the file. */
+static ft_status ft__not_finite(ft__trainer *t, const char *what, int64_t first, int64_t end) {
+  char message[512];
+  size_t used =
+      (size_t)snprintf(message, sizeof message, "step %lld: the %s is not a finite number; its texts are at lines",
+                       (long long)t->step + 1, what);
+  int64_t i;
+  for (i = first; i < end && i < first + 16; ++i)
+    used += (size_t)snprintf(message + used, sizeof message - used, " %lld", (long long)t->train->lines[t->order[i]]);
+  snprintf(message + used, sizeof message - used, "%s of %.150s", i < end ? " .." : "", t->train->name);
+  return ft_error_set(t->context, FT_ERROR_NUMERIC, message);
+}
+
+/* Forward and backward of one batch; adds its share of the step's mean loss. */
+static ft_status ft__train_batch(ft__trainer *t, int64_t index, int64_t micro_batch, double texts_of_step,
+                                 double *loss) {
+  ft_context *context = t->context;
+  int64_t first = t->starts[index], count = t->starts[index + 1] - first, classes = t->train->label_count, i;
+  ft_forward_options forward = {true, false, false};
+  ft_output output;
+  ft_tensor *batch_loss;
+  ft_real value = 0;
+  ft_status status;
+  for (i = 0; i < count; ++i) {
+    int64_t row = t->order[first + i];
+    if (t->train->labels) t->labels[i] = t->train->labels[row];
+    if (t->train->targets)
+      memcpy(t->targets + i * classes, t->train->targets + row * classes, (size_t)classes * sizeof(float));
+  }
+  forward.training = !t->options.no_dropout;
+  ft_random_position(context, t->options.seed, t->step, micro_batch);
+  status = ft_batch_select(context, &t->batch, t->encoded, t->order + first, count);
+  if (status == FT_OK) status = ft_model_forward(context, t->model, &t->batch, &forward, &output);
+  if (status != FT_OK) return status;
+  batch_loss = ft_model_loss(context, t->model, output.logits, t->train->labels ? t->labels : NULL,
+                             t->train->targets ? t->targets : NULL, texts_of_step);
+  if (!batch_loss || ft_tensor_read(context, batch_loss, &value) != FT_OK) return ft_error_status(context);
+  if (!ft_is_finite((double)value)) return ft__not_finite(t, "loss", first, first + count);
+  *loss += (double)value;
+  t->tokens += t->batch.tokens;
+  status = ft_backward(context, batch_loss);
+  ft_tape_clear(context);
+  return status;
+}
+
+static ft_status ft__report(ft__trainer *t, ft_train_progress *progress) {
+  char message[80];
+  progress->step = t->step;
+  progress->total_steps = t->total_steps;
+  progress->epoch = (double)t->step / (double)t->steps_per_epoch;
+  progress->seconds = ft_seconds() - t->start_time;
+  progress->seconds_left = progress->seconds / (double)t->step * (double)(t->total_steps - t->step);
+  progress->tokens_per_second = progress->seconds > 0 ? (double)t->tokens / progress->seconds : 0;
+  if (!t->options.progress || t->options.progress(t->options.user_data, progress)) return FT_OK;
+  snprintf(message, sizeof message, "stopped at step %lld by the progress callback", (long long)t->step);
+  return ft_error_set(t->context, FT_ERROR_STOPPED, message);
+}
+
+/* One optimizer step over up to gradient_accumulation batches, the first being `index`. */
+static ft_status ft__train_step(ft__trainer *t, int64_t index) {
+  ft_train_progress progress;
+  int64_t end = index + t->options.gradient_accumulation, i;
+  double texts, loss = 0, scale = 1;
+  ft_status status = FT_OK;
+  if (end > t->batches) end = t->batches;
+  texts = (double)(t->starts[end] - t->starts[index]);
+  for (i = index; status == FT_OK && i < end; ++i) status = ft__train_batch(t, i, i - index, texts, &loss);
+  memset(&progress, 0, sizeof progress);
+  if (status == FT_OK) status = ft_optimizer_gradient_norm(t->context, t->optimizer, &progress.gradient_norm);
+  if (status != FT_OK) return status;
+  if (!ft_is_finite(progress.gradient_norm)) return ft__not_finite(t, "gradient", t->starts[index], t->starts[end]);
+  if (t->options.max_gradient_norm > 0) scale = ft_clip_factor(progress.gradient_norm, t->options.max_gradient_norm);
+  progress.learning_rate =
+      t->options.learning_rate * ft_schedule_factor(t->options.schedule, t->step, t->warmup_steps, t->total_steps);
+  progress.loss = loss;
+  status = ft_optimizer_step(t->context, t->optimizer, progress.learning_rate, scale);
+  ++t->step;
+  t->loss_sum += loss;
+  return status == FT_OK ? ft__report(t, &progress) : status;
+}
+
+static ft_status ft__train_evaluate(ft__trainer *t, int epoch) {
+  ft_train_progress progress;
+  ft_metrics metrics;
+  ft_status status;
+  double score;
+  memset(&metrics, 0, sizeof metrics);
+  memset(&progress, 0, sizeof progress);
+  status = ft_evaluate(t->context, t->model, t->encoded_evaluation, t->evaluation, t->options.evaluation_batch_size,
+                       &metrics);
+  if (status != FT_OK) return status;
+  score = ft_metrics_score(&metrics, t->evaluation->task);
+  if (t->result->best_epoch == 0 || score > t->result->best_score) {
+    progress.best = true;
+    t->result->best_score = score;
+    t->result->best_epoch = epoch;
+    if (t->best) status = ft_snapshot_take(t->context, t->best, t->model);
+  }
+  progress.evaluation = &metrics;
+  if (status == FT_OK) status = ft__report(t, &progress);
+  ft_metrics_free(&metrics);
+  return status;
+}
+
+static ft_status ft__train_epochs(ft__trainer *t) {
+  ft_status status = FT_OK;
+  int64_t epoch, batch;
+  t->start_time = ft_seconds();
+  for (epoch = 0; status == FT_OK && t->step < t->total_steps; ++epoch) {
+    ft__plan_epoch(t, epoch);
+    for (batch = 0; status == FT_OK && batch < t->batches && t->step < t->total_steps;
+         batch += t->options.gradient_accumulation)
+      status = ft__train_step(t, batch);
+    if (status == FT_OK && t->evaluation) status = ft__train_evaluate(t, (int)epoch + 1);
+  }
+  t->result->steps = t->step;
+  t->result->train_loss = t->step ? t->loss_sum / (double)t->step : 0;
+  t->result->seconds = ft_seconds() - t->start_time;
+  if (t->best && t->result->best_epoch && (status == FT_OK || status == FT_ERROR_STOPPED)) {
+    ft_status restored = ft_snapshot_restore(t->context, t->best, t->model);
+    if (restored != FT_OK) status = restored;
+  }
+  return status;
+}
+
+/* Training and evaluation data must number their labels alike. */
+static ft_status ft__check_same_labels(ft_context *context, const ft_dataset *train, const ft_dataset *evaluation) {
+  char message[512];
+  int c;
+  for (c = 0; train->label_names && evaluation->label_names && c < train->label_count; ++c) {
+    if (strcmp(train->label_names[c], evaluation->label_names[c]) == 0) continue;
+    snprintf(message, sizeof message,
+             "label %d is \"%.60s\" in %.120s but \"%.60s\" in %.120s: give both the same label_names", c,
+             train->label_names[c], train->name, evaluation->label_names[c], evaluation->name);
+    return ft_error_set(context, FT_ERROR_ARGUMENT, message);
+  }
+  return FT_OK;
+}
+
+FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokenizer *tokenizer, const ft_dataset *train,
+                          const ft_dataset *evaluation, const ft_train_options *options, ft_train_result *result) {
+  ft__trainer t;
+  ft_train_result unused;
+  ft_status status;
+  memset(&t, 0, sizeof t);
+  if (!result) result = &unused;
+  memset(result, 0, sizeof *result);
+  if (!context) return FT_ERROR_MEMORY;
+  if (!model || !tokenizer || !train) return ft_error_status(context);
+  if ((status = ft_model_check_dataset(context, model, train)) != FT_OK) return status;
+  if (evaluation && ((status = ft_model_check_dataset(context, model, evaluation)) != FT_OK ||
+                     (status = ft__check_same_labels(context, train, evaluation)) != FT_OK))
+    return status;
+  t.context = context;
+  t.model = model;
+  t.train = train;
+  t.evaluation = evaluation;
+  t.result = result;
+  if (options) t.options = *options;
+  ft__train_defaults(&t.options);
+  status = ft__train_prepare(&t, tokenizer);
+  if (status == FT_OK) status = ft__train_epochs(&t);
+  ft_tape_clear(context);
+  ft_batch_free(&t.batch);
+  ft_encoded_free(t.encoded);
+  ft_encoded_free(t.encoded_evaluation);
+  ft_optimizer_free(t.optimizer);
+  ft_snapshot_free(t.best);
+  ft_release(context, t.order);
+  ft_release(context, t.starts);
+  ft_release(context, t.labels);
+  ft_release(context, t.targets);
+  return status;
+}
+
+#endif /* FT_IMPLEMENTATION */
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   Licence: CC0 1.0 Universal. To the extent possible under law, the authors have waived all copyright and related or
+   neighbouring rights to this work. It comes without any warranty. https://creativecommons.org/publicdomain/zero/1.0/ */
