@@ -1,0 +1,190 @@
+/* bench.h - ft bench: how fast training steps or scoring are on this machine, as one JSON line.
+
+   The work of a training step is forward with dropout, cross-entropy, backward, clipping at 1.0, AdamW with weight
+   decay 0.01, a linear schedule. Rows are taken in file order; tokenizing is not timed; the first two steps are not
+   counted. */
+#ifndef FT_BENCH_H
+#define FT_BENCH_H
+
+#ifndef _WIN32
+#include <sys/resource.h>
+#endif
+
+enum { BENCH_WARMUP = 2 };
+
+typedef struct bench_state {
+  ft_context *context;
+  ft_model *model;
+  ft_tokenizer *tokenizer;
+  ft_dataset *dataset;
+  ft_encoded *encoded;
+  ft_optimizer *optimizer;
+  ft_batch batch;
+  long long batch_size, steps, max_length;
+  bool training;
+} bench_state;
+
+static long bench_peak_mib(void) {
+#ifdef _WIN32
+  return 0;
+#else
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+#ifdef __APPLE__
+  return usage.ru_maxrss >> 20;
+#else
+  return usage.ru_maxrss >> 10;
+#endif
+#endif
+}
+
+/* Floating-point operations of a forward pass: 2 for each weight and token, and attention's two products. */
+static double bench_operations(const ft_config *config, const ft_batch *batch) {
+  double hidden = config->hidden_size, wide = config->intermediate_size, layers = config->layers, squares = 0;
+  int64_t b;
+  for (b = 0; b < batch->texts; ++b) squares += (double)batch->lengths[b] * (double)batch->lengths[b];
+  return layers * (2 * (double)batch->tokens * (4 * hidden * hidden + 2 * hidden * wide) + 4 * squares * hidden);
+}
+
+static bool bench_step(bench_state *s, long long step, const int64_t *rows, const int32_t *labels, double *seconds) {
+  ft_forward_options options;
+  ft_output output;
+  ft_tensor *loss;
+  double start, norm = 0;
+  bool ok = ft_batch_select(s->context, &s->batch, s->encoded, rows, s->batch_size) == FT_OK;
+  memset(&options, 0, sizeof options);
+  options.training = s->training;
+  start = ft_seconds();
+  ft_random_position(s->context, 42, step, 0);
+  if (!s->training) ft_no_grad_begin(s->context);
+  ok = ok && ft_model_forward(s->context, s->model, &s->batch, &options, &output) == FT_OK;
+  if (!s->training) ft_no_grad_end(s->context);
+  if (ok && s->training) {
+    loss = ft_model_loss(s->context, s->model, output.logits, labels, NULL, 0);
+    ok = loss && ft_backward(s->context, loss) == FT_OK &&
+         ft_optimizer_gradient_norm(s->context, s->optimizer, &norm) == FT_OK &&
+         ft_optimizer_step(s->context, s->optimizer, 2e-5 * ft_schedule_factor(FT_SCHEDULE_LINEAR, step, 0, s->steps),
+                           ft_clip_factor(norm, 1.0)) == FT_OK;
+  }
+  ft_tape_clear(s->context);
+  *seconds = ft_seconds() - start;
+  return ok;
+}
+
+static int bench_compare(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return x < y ? -1 : x > y;
+}
+
+static bool bench_run(bench_state *s) {
+  long long step, counted = s->steps - BENCH_WARMUP;
+  int64_t *rows = (int64_t *)malloc((size_t)s->batch_size * sizeof *rows), i;
+  int32_t *labels = (int32_t *)malloc((size_t)s->batch_size * sizeof *labels);
+  double *seconds = (double *)malloc((size_t)s->steps * sizeof *seconds), total = 0, tokens = 0, operations = 0;
+  bool ok = rows && labels && seconds;
+  for (step = 0; ok && step < s->steps; ++step) {
+    for (i = 0; i < s->batch_size; ++i) {
+      rows[i] = (step * s->batch_size + i) % s->encoded->rows;
+      labels[i] = (int32_t)(rows[i] % 2);
+    }
+    ok = bench_step(s, step, rows, labels, &seconds[step]);
+    if (step < BENCH_WARMUP) continue;
+    total += seconds[step];
+    tokens += (double)s->batch.tokens;
+    operations += bench_operations(ft_model_config(s->model), &s->batch) * (s->training ? 3 : 1);
+  }
+  if (ok) {
+    qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
+    printf(
+        "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"ex_per_s\":%.3f,"
+        "\"real_tok_per_s\":%.1f,"
+        "\"ms_per_step\":%.2f,\"gflops\":%.1f,\"peak_rss_mib\":%ld}\n",
+        s->training ? "train" : "predict", s->batch_size, counted, ft_context_threads(s->context),
+        ft_cpu_instruction_set(), (double)(counted * s->batch_size) / total, tokens / total,
+        1e3 * seconds[BENCH_WARMUP + counted / 2], operations / total * 1e-9, bench_peak_mib());
+  }
+  free(rows);
+  free(labels);
+  free(seconds);
+  return ok;
+}
+
+/* --config names a directory, or a config.json: what precedes the file name is the directory. */
+static void bench_directory(const char *config, char *directory, size_t size) {
+  size_t length = strlen(config);
+  snprintf(directory, size, "%s", config);
+  if (length >= 11 && strcmp(config + length - 11, "config.json") == 0 && length < size) {
+    directory[length - 11] = 0;
+    if (length == 11) snprintf(directory, size, ".");
+  }
+}
+
+static bool bench_load(bench_state *s, const char *config, const char *tokenizer, const char *csv, const char *text) {
+  char directory[4096], weights[4200];
+  ft_model_options options;
+  ft_dataset_options data;
+  ft_adamw_options adamw;
+  FILE *file;
+  memset(&options, 0, sizeof options);
+  memset(&data, 0, sizeof data);
+  memset(&adamw, 0, sizeof adamw);
+  bench_directory(config, directory, sizeof directory);
+  snprintf(weights, sizeof weights, "%s/model.safetensors", directory);
+  file = fopen(weights, "rb");
+  options.from_config = file == NULL;
+  if (file) fclose(file);
+  options.labels = 2;
+  options.task = FT_TASK_SINGLE_LABEL;
+  adamw.weight_decay = 0.01;
+  data.text_column = text;
+  data.unlabelled = true;
+  data.limit = s->batch_size * s->steps;
+  s->model = ft_model_load(s->context, directory, &options);
+  s->tokenizer = s->model ? ft_tokenizer_load(s->context, tokenizer ? tokenizer : directory) : NULL;
+  s->dataset = s->tokenizer ? ft_dataset_read(s->context, csv, &data) : NULL;
+  s->encoded = s->dataset ? ft_dataset_encode(s->context, s->dataset, s->tokenizer, (int)s->max_length) : NULL;
+  if (s->encoded && s->training) s->optimizer = ft_optimizer_create(s->context, s->model, &adamw);
+  return s->encoded && (s->optimizer || !s->training);
+}
+
+static int command_bench(int argc, char **argv) {
+  static const char usage[] = "ft bench --config CONFIG.json|DIR --csv FILE [--tokenizer DIR] [options]";
+  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *mode = "train", *dtype = "fp32";
+  long long threads = 0;
+  bench_state s;
+  const arguments_option table[] = {
+      {"--config", ARGUMENT_TEXT, &config, "config.json or its directory; random weights if there are none beside it"},
+      {"--tokenizer", ARGUMENT_TEXT, &tokenizer, "directory of the tokenizer (the config's)"},
+      {"--csv", ARGUMENT_TEXT, &csv, "texts, in file order"},
+      {"--text", ARGUMENT_TEXT, &text, "column of texts (text, review, sentence or content)"},
+      {"--mode", ARGUMENT_TEXT, &mode, "train or predict (train)"},
+      {"--batch-size", ARGUMENT_INTEGER, &s.batch_size, "(16)"},
+      {"--steps", ARGUMENT_INTEGER, &s.steps, "steps, the first two not counted (12)"},
+      {"--max-length", ARGUMENT_INTEGER, &s.max_length, "(256)"},
+      {"--dtype", ARGUMENT_TEXT, &dtype, "fp32"},
+      {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
+  arguments_positional positional;
+  bool ok;
+  memset(&s, 0, sizeof s);
+  s.batch_size = 16, s.steps = 12, s.max_length = 256;
+  if (!arguments_parse(argc, argv, usage, table, ARGUMENTS_COUNT(table), &positional)) return EXIT_USAGE;
+  if (positional.count || !config || !csv || s.batch_size < 1 || s.steps <= BENCH_WARMUP ||
+      strcmp(dtype, "fp32") != 0 || (strcmp(mode, "train") != 0 && strcmp(mode, "predict") != 0)) {
+    fprintf(stderr, "usage: %s; --steps above %d, --mode train or predict, --dtype fp32\n", usage, BENCH_WARMUP);
+    return EXIT_USAGE;
+  }
+  s.training = strcmp(mode, "train") == 0;
+  if (!(s.context = common_context((int)threads, true))) return EXIT_FAILED;
+  ok = bench_load(&s, config, tokenizer, csv, text) && bench_run(&s);
+  if (!ok) common_failed(s.context);
+  ft_batch_free(&s.batch);
+  ft_optimizer_free(s.optimizer);
+  ft_encoded_free(s.encoded);
+  ft_dataset_free(s.dataset);
+  ft_tokenizer_free(s.tokenizer);
+  ft_model_free(s.model);
+  ft_context_free(s.context);
+  return ok ? EXIT_OK : EXIT_FAILED;
+}
+
+#endif
