@@ -697,7 +697,7 @@ typedef struct ft_model_options {
 /* Loads DIR/config.json and DIR/model.safetensors (or its shards). Tensors are found with or without the base prefix and
    under the old names gamma and beta. Parameters that the file lacks are newly initialised, N(0, initializer_range):
    allowed for the head and pooler alone, anything else missing is an error that names it, as are wrong shapes. What was
-   missing or unexpected goes to the log. options may be NULL. */
+   missing or unexpected goes to the log. options may be NULL. With from_config or shapes_only, DIR may be a .json file. */
 FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const ft_model_options *options);
 FT_API void ft_model_free(ft_model *model);
 /* Writes config.json and model.safetensors (and the tokenizer's files, if given) so that transformers loads them with
@@ -8849,8 +8849,9 @@ static ft__node *ft__node_create(ft_context *context, const ft__operation *opera
 }
 
 /* Computes a node whose inputs, output and saved tensors are in place, and appends it to the tape if a gradient will
-   flow through it. Returns its output. */
+   flow through it. Returns its output, or NULL if the back end reported a failure. */
 static ft_tensor *ft__record(ft_context *context, ft__node *node) {
+  ft_status before = context->status; /* of some earlier call */
   bool differentiable = false;
   int i;
   if (!node->output) return NULL;
@@ -8864,7 +8865,10 @@ static ft_tensor *ft__record(ft_context *context, ft__node *node) {
   if (differentiable && !context->tape &&
       !(context->tape = (ft__tape *)ft__allocate_zero(context, sizeof *context->tape)))
     return NULL;
+  context->status = FT_OK;
   node->operation->forward(context, node);
+  if (context->status != FT_OK) return NULL;
+  context->status = before;
   if (differentiable) {
     node->output->requires_gradient = true;
     node->previous = context->tape->last;
@@ -10579,6 +10583,14 @@ static ft_status ft__load_or_initialize(ft_context *context, ft_model *model, co
   return status;
 }
 
+/* Where config.json is: in the directory, unless what was given is a .json file itself. */
+static char *ft__config_path(ft_context *context, const char *directory) {
+  size_t length = strlen(directory);
+  if (length >= 5 && strcmp(directory + length - 5, ".json") == 0)
+    return ft__string_copy(context, directory, length);
+  return ft__path_join(context, directory, "config.json");
+}
+
 FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const ft_model_options *options) {
   ft_model_options none;
   ft_model *model;
@@ -10587,7 +10599,7 @@ FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const
   memset(&none, 0, sizeof none);
   if (!options) options = &none;
   model = (ft_model *)ft__allocate_zero(context, sizeof *model);
-  file = ft__path_join(context, directory, "config.json");
+  file = ft__config_path(context, directory);
   if (!model || !file) {
     ft__release(context, model);
     ft__release(context, file);

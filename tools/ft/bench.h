@@ -109,37 +109,37 @@ static bool bench_run(bench_state *s) {
   return ok;
 }
 
-/* --config names a directory, or a config.json: what precedes the file name is the directory. */
-static void bench_directory(const char *config, char *directory, size_t size) {
-  size_t length = strlen(config);
+/* Whether weights stand beside the configuration. A path to config.json becomes that of its directory. */
+static bool bench_has_weights(const char *config, char *directory, size_t size) {
+  static const char name[] = "config.json";
+  char weights[4200];
+  size_t length = strlen(config), end = sizeof name - 1;
+  FILE *file;
   snprintf(directory, size, "%s", config);
-  if (length >= 11 && strcmp(config + length - 11, "config.json") == 0 && length < size) {
-    directory[length - 11] = 0;
-    if (length == 11) snprintf(directory, size, ".");
-  }
+  if (length >= end && length < size && strcmp(config + length - end, name) == 0)
+    snprintf(directory, size, "%.*s", (int)(length > end ? length - end : 1), length > end ? config : ".");
+  snprintf(weights, sizeof weights, "%s/model.safetensors", directory);
+  file = fopen(weights, "rb");
+  if (file) fclose(file);
+  return file != NULL;
 }
 
 static bool bench_load(bench_state *s, const char *config, const char *tokenizer, const char *csv, const char *text) {
-  char directory[4096], weights[4200];
+  char directory[4096];
   ft_model_options options;
   ft_dataset_options data;
   ft_adamw_options adamw;
-  FILE *file;
   memset(&options, 0, sizeof options);
   memset(&data, 0, sizeof data);
   memset(&adamw, 0, sizeof adamw);
-  bench_directory(config, directory, sizeof directory);
-  snprintf(weights, sizeof weights, "%s/model.safetensors", directory);
-  file = fopen(weights, "rb");
-  options.from_config = file == NULL;
-  if (file) fclose(file);
+  options.from_config = !bench_has_weights(config, directory, sizeof directory);
   options.labels = 2;
   options.task = FT_TASK_SINGLE_LABEL;
   adamw.weight_decay = 0.01;
   data.text_column = text;
   data.unlabelled = true;
   data.limit = s->batch_size * s->steps;
-  s->model = ft_model_load(s->context, directory, &options);
+  s->model = ft_model_load(s->context, options.from_config ? config : directory, &options);
   s->tokenizer = s->model ? ft_tokenizer_load(s->context, tokenizer ? tokenizer : directory) : NULL;
   s->dataset = s->tokenizer ? ft_dataset_read(s->context, csv, &data) : NULL;
   s->encoded = s->dataset ? ft_dataset_encode(s->context, s->dataset, s->tokenizer, (int)s->max_length) : NULL;
