@@ -10,9 +10,9 @@
 
    A complete program, every error handled:
 
-       #include <stdio.h>
        #define FT_IMPLEMENTATION
        #include "finetune.h"
+       #include <stdio.h>
        int main(void) {
          ft_context *context = ft_context_create(NULL);
          ft_dataset *train = ft_dataset_read(context, "reviews.csv", NULL);
@@ -42,11 +42,14 @@
    - use the network, print, exit or abort: errors come back as a status and a sentence, messages through a callback.
 
    CONTENTS (search for the tag)
-     Part I, what a user reads
-       >>conventions   >>context   >>json      >>safetensors  >>tables    >>datasets  >>tokenizer  >>batches
-       >>backend       >>tensors   >>operations  >>model      >>optimizer >>metrics   >>training
-     Part II, the implementation (FT_IMPLEMENTATION)
-@CONTENTS@
+     Part I, what a user reads: documentation, then declarations
+       >>conventions  >>context     >>json   >>safetensors  >>tables   >>datasets  >>tokenizer  >>batches
+       >>tensors      >>operations  >>model  >>optimizer    >>metrics  >>training  >>backend
+     Part II, the implementation (FT_IMPLEMENTATION), a chapter each
+       >>memory and errors  >>threads  >>random numbers  >>text  >>json parsing  >>files  >>safetensors files
+       >>tables  >>datasets  >>tokenizer  >>vocabulary  >>normalising  >>tokenizer objects  >>wordpiece
+       >>added tokens  >>encoding texts  >>loading tokenizers  >>kernels  >>tape  >>operations  >>batching
+       >>encoder  >>adamw  >>scores  >>scoring  >>training loop
    COMPILE-TIME OPTIONS (define them in the implementation file; FT_STATIC and FT_REAL wherever the header is included)
      FT_STATIC       every function is static: the library is private to one file
      FT_NO_THREADS   no threads: everything runs on the caller's
@@ -184,11 +187,11 @@ typedef enum ft_json_type {
 
 typedef struct ft_json {
   ft_json_type type;
-  bool is_integer;  /* the number was written without point or exponent and fits int64_t */
+  bool is_integer; /* the number was written without point or exponent and fits int64_t */
   bool boolean;
-  int64_t integer;  /* if is_integer */
+  int64_t integer; /* if is_integer */
   double number;
-  const char *key;  /* name within the parent object, else NULL; zero-terminated, may hold \0 inside */
+  const char *key; /* name within the parent object, else NULL; zero-terminated, may hold \0 inside */
   size_t key_length;
   const char *string; /* zero-terminated; of a number, its text as written */
   size_t string_length;
@@ -211,17 +214,17 @@ FT_API const ft_json *ft_json_get(const ft_json *object, const char *key);
    overflow, duplicate names. Sharded models (model.safetensors.index.json) appear as one. */
 
 typedef enum ft_dtype { FT_F32 = 0, FT_BF16, FT_I32, FT_F16, FT_F64, FT_I64, FT_U8 } ft_dtype;
-FT_API const char *ft_dtype_name(ft_dtype dtype);  /* "F32", ... as safetensors writes it */
-FT_API size_t ft_dtype_size(ft_dtype dtype);       /* bytes of one element */
+FT_API const char *ft_dtype_name(ft_dtype dtype); /* "F32", ... as safetensors writes it */
+FT_API size_t ft_dtype_size(ft_dtype dtype);      /* bytes of one element */
 
 typedef struct ft_safetensors ft_safetensors;
 
 typedef struct ft_safetensors_entry {
   const char *name;
-  ft_dtype dtype;    /* one that is not in ft_dtype appears as FT_U8, and reading it is an error */
-  int dimensions;    /* 0..8 */
+  ft_dtype dtype; /* one that is not in ft_dtype appears as FT_U8, and reading it is an error */
+  int dimensions; /* 0..8 */
   int64_t shape[8];
-  int64_t count;     /* elements */
+  int64_t count; /* elements */
 } ft_safetensors_entry;
 
 /* path: a .safetensors file, a model.safetensors.index.json, or a directory that holds model.safetensors or that index.
@@ -258,7 +261,8 @@ FT_API ft_status ft_safetensors_write(ft_context *context, const char *path, con
 /* ---------------------------------------------------------------------------------------------------------------------
    >>tables: CSV after RFC 4180 (quoted fields over several lines, doubled quotes, CRLF or LF, byte-order mark), TSV
    (tab-separated, same quoting), JSONL (one object a line; columns are the keys of the first). Empty lines are skipped;
-   lines end with LF, CRLF or CR. A row with another number of fields than the header is an error that gives its line. */
+   lines end with LF, CRLF or CR. A row with another number of fields than the header is an error that gives its line.
+   */
 
 typedef enum ft_table_format { FT_TABLE_AUTO = 0, FT_TABLE_CSV, FT_TABLE_TSV, FT_TABLE_JSONL } ft_table_format;
 
@@ -293,27 +297,27 @@ typedef enum ft_task {
 } ft_task;
 
 typedef struct ft_dataset_options {
-  const char *text_column;         /* NULL: "text", else "review", "sentence", "content" */
-  const char *pair_column;         /* NULL: no second text */
-  const char *label_column;        /* NULL: "label", else "sentiment", "labels" if there is one */
-  bool unlabelled;                 /* do not look for labels at all */
-  ft_task task;                    /* default FT_TASK_SINGLE_LABEL */
-  ft_table_format format;          /* default: by the file's ending */
-  const char *const *label_names;  /* NULL: the file's own, numeric order if all are integers, else bytewise */
-  int label_count;                 /* with label_names: how many; a label outside them is an error with its line */
-  int64_t limit;                   /* 0: all rows; else the first limit rows */
+  const char *text_column;        /* NULL: "text", else "review", "sentence", "content" */
+  const char *pair_column;        /* NULL: no second text */
+  const char *label_column;       /* NULL: "label", else "sentiment", "labels" if there is one */
+  bool unlabelled;                /* do not look for labels at all */
+  ft_task task;                   /* default FT_TASK_SINGLE_LABEL */
+  ft_table_format format;         /* default: by the file's ending */
+  const char *const *label_names; /* NULL: the file's own, numeric order if all are integers, else bytewise */
+  int label_count;                /* with label_names: how many; a label outside them is an error with its line */
+  int64_t limit;                  /* 0: all rows; else the first limit rows */
 } ft_dataset_options;
 
 typedef struct ft_dataset {
   int64_t rows;
-  const ft_cell *texts;            /* [rows] */
-  const ft_cell *pairs;            /* [rows], or NULL */
-  ft_task task;                    /* never AUTO */
-  int label_count;                 /* C; 0 without labels; 1 for regression */
-  const char *const *label_names;  /* [C]; NULL for regression */
-  const int32_t *labels;           /* [rows], single label: the class; else NULL */
-  const float *targets;            /* [rows, C], multi-label 0 or 1, regression the number; else NULL */
-  const int64_t *lines;            /* [rows], for messages */
+  const ft_cell *texts;           /* [rows] */
+  const ft_cell *pairs;           /* [rows], or NULL */
+  ft_task task;                   /* never AUTO */
+  int label_count;                /* C; 0 without labels; 1 for regression */
+  const char *const *label_names; /* [C]; NULL for regression */
+  const int32_t *labels;          /* [rows], single label: the class; else NULL */
+  const float *targets;           /* [rows, C], multi-label 0 or 1, regression the number; else NULL */
+  const int64_t *lines;           /* [rows], for messages */
   const char *name;
 } ft_dataset;
 
@@ -321,7 +325,8 @@ FT_API ft_dataset *ft_dataset_read(ft_context *context, const char *path, const 
 FT_API ft_dataset *ft_dataset_from_table(ft_context *context, const ft_table *table, const ft_dataset_options *options);
 /* The given rows, in that order: with ft_shuffle a random split into parts. The texts stay the source's, which must
    outlive the selection. */
-FT_API ft_dataset *ft_dataset_select(ft_context *context, const ft_dataset *dataset, const int64_t *rows, int64_t count);
+FT_API ft_dataset *ft_dataset_select(ft_context *context, const ft_dataset *dataset, const int64_t *rows,
+                                     int64_t count);
 FT_API void ft_dataset_free(ft_dataset *dataset);
 
 /* ---------------------------------------------------------------------------------------------------------------------
@@ -348,22 +353,22 @@ typedef struct ft_encode_options {
   bool offsets;             /* fill begin and end */
 } ft_encode_options;
 
-typedef struct ft_encoding {       /* start from {0}; arrays grow and are used again from call to call */
-  int32_t *ids;                    /* [count] */
-  int32_t *token_types;            /* [count]: 0 first text, 1 second */
-  int32_t *begin, *end;            /* [count], if asked: the bytes [begin, end) of the original text; 0, 0: special */
+typedef struct ft_encoding { /* start from {0}; arrays grow and are used again from call to call */
+  int32_t *ids;              /* [count] */
+  int32_t *token_types;      /* [count]: 0 first text, 1 second */
+  int32_t *begin, *end;      /* [count], if asked: the bytes [begin, end) of the original text; 0, 0: special */
   int64_t count;
-  int64_t truncated;               /* tokens that were cut off */
-  int64_t capacity;                /* private: what the arrays have room for */
-  ft_context *owner;               /* private */
+  int64_t truncated; /* tokens that were cut off */
+  int64_t capacity;  /* private: what the arrays have room for */
+  ft_context *owner; /* private */
 } ft_encoding;
 
-/* Encodes text, with pair (NULL: none) as second text, into encoding. options may be NULL. Lengths are in bytes. Any number
-   of contexts may use one tokenizer at once, each with an encoding of its own. Fails when memory is short, or when
-   max_length cannot be met by the texts that may be cut. */
-FT_API ft_status ft_tokenizer_encode(ft_context *context, const ft_tokenizer *tokenizer, const char *text, size_t length,
-                                     const char *pair, size_t pair_length, const ft_encode_options *options,
-                                     ft_encoding *encoding);
+/* Encodes text, with pair (NULL: none) as second text, into encoding. options may be NULL. Lengths are in bytes. Any
+   number of contexts may use one tokenizer at once, each with an encoding of its own. Fails when memory is short, or
+   when max_length cannot be met by the texts that may be cut. */
+FT_API ft_status ft_tokenizer_encode(ft_context *context, const ft_tokenizer *tokenizer, const char *text,
+                                     size_t length, const char *pair, size_t pair_length,
+                                     const ft_encode_options *options, ft_encoding *encoding);
 FT_API void ft_encoding_free(ft_encoding *encoding);
 
 FT_API int ft_tokenizer_size(const ft_tokenizer *tokenizer);                      /* V: largest id + 1 */
@@ -388,13 +393,13 @@ FT_API ft_encoded *ft_dataset_encode(ft_context *context, const ft_dataset *data
                                      int max_length);
 FT_API void ft_encoded_free(ft_encoded *encoded);
 
-typedef struct ft_batch {   /* start from {0}; arrays grow and are used again */
-  int64_t texts;            /* B */
-  int64_t tokens;           /* T */
-  int32_t *ids;             /* [T] */
-  int32_t *token_types;     /* [T] */
-  int32_t *offsets;         /* [B + 1] */
-  int32_t *lengths;         /* [B]: valid tokens of each text; less than offsets[b + 1] - offsets[b] only when padded */
+typedef struct ft_batch { /* start from {0}; arrays grow and are used again */
+  int64_t texts;          /* B */
+  int64_t tokens;         /* T */
+  int32_t *ids;           /* [T] */
+  int32_t *token_types;   /* [T] */
+  int32_t *offsets;       /* [B + 1] */
+  int32_t *lengths;       /* [B]: valid tokens of each text; less than offsets[b + 1] - offsets[b] only when padded */
   int64_t capacity_texts, capacity_tokens; /* private */
   ft_context *owner;                       /* private */
 } ft_batch;
@@ -419,17 +424,17 @@ FT_API void ft_batch_free(ft_batch *batch);
    of every tensor x that requires it. Results of operations live until ft_tape_clear. */
 
 typedef struct ft_tensor {
-  const char *name;        /* for messages; may be NULL */
-  ft_dtype dtype;          /* FT_F32 (of ft_real) or FT_I32 */
-  int dimensions;          /* 0 (a scalar) to 4 */
-  int64_t shape[4];        /* [dimensions] */
-  int64_t stride[4];       /* in elements; 0 along a broadcast dimension */
+  const char *name;  /* for messages; may be NULL */
+  ft_dtype dtype;    /* FT_F32 (of ft_real) or FT_I32 */
+  int dimensions;    /* 0 (a scalar) to 4 */
+  int64_t shape[4];  /* [dimensions] */
+  int64_t stride[4]; /* in elements; 0 along a broadcast dimension */
   bool requires_gradient;
-  bool gradient_is_set;    /* private: the gradient's memory holds a value, not yet garbage */
-  bool persistent;         /* private: made by ft_tensor_create */
-  void *data;              /* back-end memory: opaque, only ft_tensor_read and ft_tensor_write look inside */
-  void *gradient;          /* back-end memory of the same shape, contiguous, or NULL */
-  ft_context *owner;       /* private: whose allocator made a persistent tensor */
+  bool gradient_is_set; /* private: the gradient's memory holds a value, not yet garbage */
+  bool persistent;      /* private: made by ft_tensor_create */
+  void *data;           /* back-end memory: opaque, only ft_tensor_read and ft_tensor_write look inside */
+  void *gradient;       /* back-end memory of the same shape, contiguous, or NULL */
+  ft_context *owner;    /* private: whose allocator made a persistent tensor */
 } ft_tensor;
 
 /* A persistent tensor, zero-filled; free it with ft_tensor_free. A temporary one lives until ft_tape_clear. */
@@ -456,115 +461,386 @@ FT_API void ft_no_grad_end(ft_context *context);
 FT_API int64_t ft_tape_peak_bytes(const ft_context *context);
 
 /* ---------------------------------------------------------------------------------------------------------------------
+   >>operations. Each returns a new temporary tensor, or NULL with an error that names the operation and the shapes.
+   Small operations broadcast as NumPy does: shapes are aligned at their last dimension, and a dimension of 1 stretches.
+   They accept views (transposed, sliced); fused operations want what their comments say. */
+
+typedef enum ft_unary { /* functions of one number */
+                        FT_IDENTITY = 0,
+                        FT_GELU,      /* x/2 (1 + erf(x / sqrt 2)) */
+                        FT_GELU_TANH, /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): "gelu_new" */
+                        FT_RELU,
+                        FT_SILU, /* x / (1 + exp(-x)) */
+                        FT_TANH,
+                        FT_SIGMOID,
+                        FT_EXP,
+                        FT_LOG
+} ft_unary;
+
+FT_API ft_tensor *ft_add(ft_context *context, ft_tensor *a, ft_tensor *b);
+FT_API ft_tensor *ft_subtract(ft_context *context, ft_tensor *a, ft_tensor *b);
+FT_API ft_tensor *ft_multiply(ft_context *context, ft_tensor *a, ft_tensor *b);
+FT_API ft_tensor *ft_divide(ft_context *context, ft_tensor *a, ft_tensor *b);
+FT_API ft_tensor *ft_scale(ft_context *context, ft_tensor *x, double factor);
+FT_API ft_tensor *ft_activate(ft_context *context, ft_unary kind, ft_tensor *x); /* gelu, relu, tanh, exp, ... */
+FT_API ft_tensor *ft_sum(ft_context *context, ft_tensor *x, int dimension); /* keeps it as size 1; -1: all, to [1] */
+FT_API ft_tensor *ft_mean(ft_context *context, ft_tensor *x, int dimension);
+FT_API ft_tensor *ft_softmax(ft_context *context, ft_tensor *x);              /* over the last dimension */
+FT_API ft_tensor *ft_matmul(ft_context *context, ft_tensor *a, ft_tensor *b); /* [.., m, k] x [.., k, n] */
+
+/* Views: the same memory seen with another shape. ft_reshape copies if x is not contiguous. */
+FT_API ft_tensor *ft_reshape(ft_context *context, ft_tensor *x, int dimensions, const int64_t *shape);
+FT_API ft_tensor *ft_transpose(ft_context *context, ft_tensor *x, int dimension_a, int dimension_b);
+FT_API ft_tensor *ft_slice(ft_context *context, ft_tensor *x, int dimension, int64_t start, int64_t count);
+FT_API ft_tensor *ft_contiguous(ft_context *context, ft_tensor *x); /* x itself if it already is */
+
+/* y [T, out] = activation(x [T, in] weight^T + bias): weight [out, in] as in the files, bias [out] or NULL. */
+FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias, ft_unary activation);
+/* Inverted dropout: zero with the probability, else x / (1 - probability). site: which mask of the step. */
+FT_API ft_tensor *ft_dropout(ft_context *context, ft_tensor *x, double probability, uint32_t site);
+/* LayerNorm(residual + dropout(x)) over the last dimension; residual may be NULL. Ba, Kiros, Hinton 2016. */
+FT_API ft_tensor *ft_residual_layer_norm(ft_context *context, ft_tensor *x, ft_tensor *residual, ft_tensor *weight,
+                                         ft_tensor *bias, double epsilon, double probability, uint32_t site);
+/* Rows of a table: y [n, H] = x[rows[n]]. */
+FT_API ft_tensor *ft_gather_rows(ft_context *context, ft_tensor *x, ft_tensor *rows);
+/* Sum of word, position and token type embeddings [T, H]; ids and so on are I32 [T]; types and type_ids may be NULL. */
+FT_API ft_tensor *ft_embedding(ft_context *context, ft_tensor *words, ft_tensor *ids, ft_tensor *positions,
+                               ft_tensor *position_ids, ft_tensor *types, ft_tensor *type_ids);
+/* Multi-head attention within each text of a packed batch (Vaswani et al. 2017): query, key, value [T, A * D], offsets
+   I32 [B + 1], lengths I32 [B]; longest: the most rows that any text has. */
+FT_API ft_tensor *ft_attention(ft_context *context, ft_tensor *query, ft_tensor *key, ft_tensor *value,
+                               ft_tensor *offsets, ft_tensor *lengths, int64_t longest, int heads, double probability,
+                               uint32_t site);
+/* Losses, [1]: the sum over rows (or elements), divided by divisor. logits [n, C], labels I32 [n], negative: left out.
+   */
+FT_API ft_tensor *ft_cross_entropy_loss(ft_context *context, ft_tensor *logits, ft_tensor *labels, double divisor);
+FT_API ft_tensor *ft_binary_cross_entropy_loss(ft_context *context, ft_tensor *logits, ft_tensor *targets,
+                                               double divisor);
+FT_API ft_tensor *ft_squared_error_loss(ft_context *context, ft_tensor *x, ft_tensor *targets, double divisor);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>model: a pretrained encoder with a classification head, from a directory in the Hugging Face layout */
+
+typedef struct ft_config { /* config.json, in one vocabulary for all families */
+  const char *model_type;  /* "bert", "distilbert" */
+  int hidden_size, layers, heads, intermediate_size, vocabulary_size, max_positions, token_types;
+  double layer_norm_epsilon, hidden_dropout, attention_dropout, classifier_dropout, initializer_range;
+  ft_unary activation;
+  int pad_id;
+  ft_task task;                   /* what the head is for */
+  int labels;                     /* C: outputs of the head */
+  const char *const *label_names; /* [C] */
+} ft_config;
+
+typedef struct ft_parameter {
+  const char *name; /* its Hugging Face name, with the base prefix: "bert.pooler.dense.weight" */
+  ft_tensor *tensor;
+  bool decays; /* weight decay applies: not to biases and LayerNorm */
+  bool loaded; /* came from the file; else newly initialised */
+} ft_parameter;
+
+typedef struct ft_model ft_model;
+
+typedef struct ft_model_options {
+  int labels;                     /* 0: the file's (id2label), else 2 */
+  const char *const *label_names; /* [labels]; NULL: the file's, else LABEL_0, ... */
+  ft_task task;                   /* FT_TASK_AUTO: the file's problem_type, else single label (regression for 1) */
+  uint64_t seed;                  /* for newly initialised parts; default 42 */
+  bool from_config;               /* take no weights from files: every parameter newly initialised */
+  bool encoder_only;              /* no head: for embeddings */
+  bool shapes_only;               /* no memory for weights at all: to count and list parameters */
+} ft_model_options;
+
+/* Loads DIR/config.json and DIR/model.safetensors (or its shards). Tensors are found with or without the base prefix
+   and under the old names gamma and beta. Parameters that the file lacks are newly initialised, N(0,
+   initializer_range): allowed for the head and pooler alone, anything else missing is an error that names it, as are
+   wrong shapes. What was missing or unexpected goes to the log. options may be NULL. With from_config or shapes_only,
+   DIR may be a .json file. */
+FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const ft_model_options *options);
+FT_API void ft_model_free(ft_model *model);
+/* Writes config.json and model.safetensors (and the tokenizer's files, if given) so that transformers loads them with
+   nothing missing or unexpected. */
+FT_API ft_status ft_model_save(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer,
+                               const char *directory);
+
+FT_API const ft_config *ft_model_config(const ft_model *model);
+FT_API int64_t ft_model_parameter_count(const ft_model *model); /* tensors */
+FT_API const ft_parameter *ft_model_parameter(const ft_model *model, int64_t index);
+FT_API const ft_parameter *ft_model_find(const ft_model *model, const char *name); /* or NULL */
+FT_API int64_t ft_model_size(const ft_model *model, bool trained_only);            /* numbers in all of them */
+/* Names in the weight files that no parameter took; [0 .. count). */
+FT_API int64_t ft_model_unexpected_count(const ft_model *model);
+FT_API const char *ft_model_unexpected(const ft_model *model, int64_t index);
+/* Turns training of every parameter on or off: gradients are computed for those that train, and only those. */
+FT_API void ft_model_train_all(ft_model *model, bool trained);
+FT_API void ft_model_train_parameter(ft_model *model, int64_t index, bool trained);
+/* Freezes the base model, leaving what stands outside it (the head) to train, as peers' "head only" does. */
+FT_API void ft_model_train_head(ft_model *model);
+
+typedef struct ft_forward_options {
+  bool training;      /* with dropout */
+  bool hidden_states; /* keep every layer's output */
+  bool no_head;       /* stop after the last layer */
+} ft_forward_options;
+
+typedef struct ft_output {      /* tensors live until ft_tape_clear */
+  ft_tensor *logits;            /* [B, C], or NULL without head */
+  ft_tensor *hidden;            /* [T, H]: the last layer's output */
+  ft_tensor *hidden_states[65]; /* [0]: embeddings .. [L]: last layer; all NULL unless asked for */
+} ft_output;
+
+/* Runs the model on a batch. The model may be shared by contexts that do not train. Errors: a token id or token type
+   outside the tables, a text longer than the positions, each named by its place in the batch. */
+FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, const ft_batch *batch,
+                                  const ft_forward_options *options, ft_output *output);
+/* The loss of the model's task for logits [B, C]: labels [B] for single label, else targets [B, C]; summed over texts
+   (for multi-label averaged over classes) and divided by divisor (0: B). */
+FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_tensor *logits, const int32_t *labels,
+                                const float *targets, double divisor);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>optimizer: AdamW (Loshchilov and Hutter 2019) as torch.optim.AdamW computes it, and learning-rate schedules as
+   transformers names them */
+
+typedef struct ft_adamw_options {
+  double beta1;        /* 0: 0.9 */
+  double beta2;        /* 0: 0.999 */
+  double epsilon;      /* 0: 1e-8 */
+  double weight_decay; /* for parameters that decay; 0: none */
+} ft_adamw_options;
+
+typedef struct ft_optimizer ft_optimizer;
+
+/* Moments for every parameter of the model that trains now. */
+FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adamw_options *options);
+FT_API void ft_optimizer_free(ft_optimizer *optimizer);
+/* The global norm of all gradients: sqrt(sum of squares). */
+FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *optimizer, double *norm);
+/* One step with the given learning rate; gradients are first multiplied by gradient_scale (1, or the clipping factor),
+   and zeroed afterwards. */
+FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer, double learning_rate,
+                                   double gradient_scale);
+/* torch.nn.utils.clip_grad_norm_'s factor: min(1, max_norm / (norm + 1e-6)). */
+FT_API double ft_clip_factor(double norm, double max_norm);
+
+typedef enum ft_schedule { FT_SCHEDULE_LINEAR = 0, FT_SCHEDULE_COSINE, FT_SCHEDULE_CONSTANT } ft_schedule;
+/* What the learning rate is multiplied by at step (from 0): rises linearly over warmup_steps, then falls to 0 at
+   total_steps along a line or half a cosine, or stays. */
+FT_API double ft_schedule_factor(ft_schedule schedule, int64_t step, int64_t warmup_steps, int64_t total_steps);
+FT_API bool ft_schedule_parse(const char *name, ft_schedule *schedule); /* "linear", "cosine", "constant" */
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>metrics, as scikit-learn defines them; where a denominator is 0 the value is 0 */
+
+typedef struct ft_class_metrics {
+  double precision, recall, f1;
+  int64_t support; /* how many truly are of this class */
+} ft_class_metrics;
+
+typedef struct ft_metrics { /* start from {0}; arrays are allocated by ft_metrics_compute */
+  int64_t rows;
+  int classes;
+  double loss;     /* mean, if the evaluation computed one */
+  double accuracy; /* multi-label: rows in which every label is right */
+  double precision_macro, recall_macro, f1_macro;
+  double precision_micro, recall_micro, f1_micro;
+  double precision_weighted, recall_weighted, f1_weighted;
+  double matthews;                                    /* Matthews correlation coefficient, single label */
+  double mean_squared_error, mean_absolute_error, r2; /* regression */
+  int64_t *confusion;         /* [classes, classes], row = truth, column = prediction; single label */
+  ft_class_metrics *by_class; /* [classes] */
+  ft_context *owner;
+} ft_metrics;
+
+/* Metrics of logits [rows, C] for a dataset's labels or targets: argmax for single label, logit > 0 for multi-label. */
+FT_API ft_status ft_metrics_compute(ft_context *context, const ft_dataset *dataset, const float *logits,
+                                    ft_metrics *metrics);
+FT_API void ft_metrics_free(ft_metrics *metrics);
+/* The one number by which models are compared: accuracy, or R2 for regression. */
+FT_API double ft_metrics_score(const ft_metrics *metrics, ft_task task);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>training: the loop. It is written with nothing but the functions above: copy it and change it. */
+
+typedef struct ft_train_progress {
+  int64_t step, total_steps; /* optimizer steps done and planned */
+  double epoch;              /* 1.5: half of the second epoch is done */
+  double loss;               /* of this step's texts */
+  double learning_rate, gradient_norm;
+  double seconds, seconds_left, tokens_per_second;
+  const ft_metrics *evaluation; /* set after an evaluation, else NULL */
+  bool best;                    /* this evaluation is the best so far */
+} ft_train_progress;
+
+typedef struct ft_train_options {
+  double epochs;             /* 0: 3 */
+  int64_t max_steps;         /* 0: as the epochs say */
+  int batch_size;            /* texts; 0: 16 */
+  int64_t batch_tokens;      /* if set: as many texts as fit into this many tokens (at least one) */
+  int gradient_accumulation; /* batches per optimizer step; 0: 1 */
+  double learning_rate;      /* 0: 2e-5 */
+  double weight_decay;       /* 0: 0.01; negative: none */
+  double warmup;             /* below 1: share of all steps, rounded up; else steps */
+  ft_schedule schedule;
+  double max_gradient_norm; /* 0: 1.0; negative: no clipping */
+  int max_length;           /* 0: the smaller of the tokenizer's and the model's positions */
+  uint64_t seed;            /* 0: 42 */
+  bool no_shuffle;
+  bool no_dropout;
+  bool keep_last;            /* keep the last weights, not those of the best evaluation */
+  int evaluation_batch_size; /* 0: 32 */
+  /* Called after every optimizer step and every evaluation; returning false stops with FT_ERROR_STOPPED. */
+  bool (*progress)(void *user_data, const ft_train_progress *progress);
+  void *user_data;
+} ft_train_options;
+
+typedef struct ft_train_result {
+  int64_t steps;
+  double train_loss; /* mean over all steps */
+  double seconds;
+  double best_score; /* of the evaluation set, see ft_metrics_score; 0 without one */
+  int best_epoch;    /* from 1; 0 without an evaluation set */
+  int64_t truncated_rows;
+} ft_train_result;
+
+/* Fine-tunes model on train; with evaluation (may be NULL) measures it after each epoch and leaves the best weights in
+   the model. options may be NULL. A NaN or infinite loss or gradient stops with FT_ERROR_NUMERIC and names step and
+   rows. */
+FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokenizer *tokenizer, const ft_dataset *train,
+                          const ft_dataset *evaluation, const ft_train_options *options, ft_train_result *result);
+
+/* FT_OK if the dataset has rows, and labels of the model's task and number. */
+FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *model, const ft_dataset *dataset);
+/* Scores encoded texts: logits [rows, C], in the order of the rows; batch_size 0: 32. Texts are batched by
+   length. Like training, scoring ends with ft_tape_clear. */
+FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
+                            float *logits);
+/* The same followed by ft_metrics_compute, with the mean loss. */
+FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                             const ft_dataset *dataset, int batch_size, ft_metrics *metrics);
+/* Sentence embeddings [rows, H]: the first token's last hidden state, or the mean over all tokens, normalised to length
+   1 if asked. */
+FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
+                          bool mean, bool normalize, float *embeddings);
+/* A copy of all parameters that train now, taken at once and again whenever _take is called; _restore writes it back.
+   */
+typedef struct ft_snapshot ft_snapshot;
+FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *model);
+FT_API void ft_snapshot_free(ft_snapshot *snapshot);
+FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model);
+FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model);
+
+/* Zeroed memory from the context's allocator, and back; NULL is an error of the context. */
+FT_API void *ft_allocate(ft_context *context, size_t bytes);
+FT_API void ft_release(ft_context *context, void *memory);
+/* Neither NaN nor infinite, also under -Ofast. */
+FT_API bool ft_is_finite(double value);
+
+/* max_length for a model and tokenizer: asked, or if 0 the smaller of what both allow; an error if more than the
+   model's positions. */
+FT_API int ft_max_length(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer, int asked);
+
+/* ---------------------------------------------------------------------------------------------------------------------
    >>backend: everything that touches tensor memory. A back end is a table of functions over opaque addresses, on which
    only the arithmetic address + offset is done outside it. Every function is deterministic: its result does not depend
    on the number of threads. Functions report failure through the context. All matrices are row-major and contiguous
    unless strides are given; `accumulate` means that the result is added to what the output holds, else overwritten. */
 
-typedef enum ft_unary {
-  FT_IDENTITY = 0,
-  FT_GELU,      /* x/2 (1 + erf(x / sqrt 2)) */
-  FT_GELU_TANH, /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): "gelu_new" */
-  FT_RELU,
-  FT_SILU, /* x / (1 + exp(-x)) */
-  FT_TANH,
-  FT_SIGMOID,
-  FT_EXP,
-  FT_LOG
-} ft_unary;
-
 typedef enum ft_binary { FT_ADD = 0, FT_SUBTRACT, FT_MULTIPLY, FT_DIVIDE } ft_binary;
 
 typedef struct ft_dropout_mask { /* which mask: see ft_random_position */
-  float probability;        /* of zeroing an element; 0: no dropout, and the rest is not looked at */
+  float probability;             /* of zeroing an element; 0: no dropout, and the rest is not looked at */
   uint64_t seed;
   uint32_t step, micro_batch, site;
 } ft_dropout_mask;
 
-typedef struct ft_matmul_call {      /* C [m, n] (+)= activation(A [m, k] B [k, n] + bias [n]) */
+typedef struct ft_matmul_call { /* C [m, n] (+)= activation(A [m, k] B [k, n] + bias [n]) */
   int64_t m, n, k;
-  const ft_real *a;             /* element (i, p) at a[i * a_row + p * a_column]: transposition is a matter of strides */
+  const ft_real *a; /* element (i, p) at a[i * a_row + p * a_column]: transposing is a matter of strides */
   int64_t a_row, a_column;
-  const ft_real *b;             /* element (p, j) at b[p * b_row + j * b_column] */
+  const ft_real *b; /* element (p, j) at b[p * b_row + j * b_column] */
   int64_t b_row, b_column;
-  ft_real *c;                   /* element (i, j) at c[i * c_row + j] */
+  ft_real *c; /* element (i, j) at c[i * c_row + j] */
   int64_t c_row;
-  bool accumulate;              /* excludes activation */
-  const ft_real *bias;          /* [n] or NULL */
+  bool accumulate;     /* excludes activation */
+  const ft_real *bias; /* [n] or NULL */
   ft_unary activation;
-  ft_real *before;              /* NULL, or [m, n] with rows of c_row: receives the sum before the activation */
+  ft_real *before; /* NULL, or [m, n] with rows of c_row: receives the sum before the activation */
 } ft_matmul_call;
 
-typedef struct ft_attention_call {   /* over packed texts: rows offsets[b] .. offsets[b] + lengths[b] attend to each other */
+/* Over packed texts: rows offsets[b] .. offsets[b] + lengths[b] attend to each other. The mask element of text b, head
+   a, query i and key j (counted within the text) is ft__attention_keeps's. */
+typedef struct ft_attention_call {
   int64_t texts, tokens, heads, head_size;
-  const int32_t *offsets;       /* [B + 1] */
-  const int32_t *lengths;       /* [B]: rows beyond the valid length are padding: output and gradients 0 */
-  int32_t longest;              /* max of offsets[b + 1] - offsets[b]; host value */
-  ft_real scale;                /* 1 / sqrt(head_size) */
+  const int32_t *offsets;             /* [B + 1] */
+  const int32_t *lengths;             /* [B]: rows beyond the valid length are padding: output and gradients 0 */
+  int32_t longest;                    /* max of offsets[b + 1] - offsets[b]; host value */
+  ft_real scale;                      /* 1 / sqrt(head_size) */
   const ft_real *query, *key, *value; /* [T, A * D] */
-  ft_real *output;              /* [T, A * D] */
-  ft_real *log_sum;             /* [A, T]: log of the sum of exponentials of each row of scores, for the backward pass */
-  ft_dropout_mask dropout;           /* on the probabilities; mask element of (text b, head a, query i, key j) within the
-                                   text: ft__attention_keeps */
-  const ft_real *output_gradient;                        /* backward only: [T, A * D] */
+  ft_real *output;                    /* [T, A * D] */
+  ft_real *log_sum;                   /* [A, T]: log of the sum of exponentials of each row of scores, for backward */
+  ft_dropout_mask dropout;            /* on the probabilities */
+  const ft_real *output_gradient;     /* backward only: [T, A * D] */
   ft_real *query_gradient, *key_gradient, *value_gradient; /* backward only: [T, A * D], overwritten */
 } ft_attention_call;
 
-typedef struct ft_layer_norm_call {  /* s = residual + dropout(x);  y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias */
+/* s = residual + dropout(x);  y = (s - mean(s)) / sqrt(var(s) + epsilon) * weight + bias */
+typedef struct ft_layer_norm_call {
   int64_t rows, columns;
   const ft_real *x;             /* [rows, columns] */
   const ft_real *residual;      /* the same, or NULL */
-  ft_dropout_mask dropout;           /* of x; mask element row * columns + column */
+  ft_dropout_mask dropout;      /* of x; mask element row * columns + column */
   const ft_real *weight, *bias; /* [columns] */
   ft_real epsilon;
-  ft_real *y;                   /* [rows, columns] */
-  ft_real *sum;                 /* [rows, columns]: s, for the backward pass */
-  ft_real *mean, *rstd;         /* [rows]: mean and 1 / sqrt(var + eps), for the backward pass */
-  const ft_real *y_gradient;    /* backward only: [rows, columns] */
-  ft_real *x_gradient;          /* backward only: [rows, columns] or NULL */
-  bool x_accumulate;            /* add to x_gradient, else overwrite it */
-  ft_real *residual_gradient;   /* backward only: or NULL; added to if residual_accumulate, else overwritten */
+  ft_real *y;                 /* [rows, columns] */
+  ft_real *sum;               /* [rows, columns]: s, for the backward pass */
+  ft_real *mean, *rstd;       /* [rows]: mean and 1 / sqrt(var + eps), for the backward pass */
+  const ft_real *y_gradient;  /* backward only: [rows, columns] */
+  ft_real *x_gradient;        /* backward only: [rows, columns] or NULL */
+  bool x_accumulate;          /* add to x_gradient, else overwrite it */
+  ft_real *residual_gradient; /* backward only: or NULL; added to if residual_accumulate, else overwritten */
   bool residual_accumulate;
   ft_real *weight_gradient, *bias_gradient; /* backward only: [columns] or NULL, added to */
 } ft_layer_norm_call;
 
-typedef struct ft_embedding_call {   /* y[t] = words[ids[t]] + positions[position_ids[t]] + types[type_ids[t]] */
+typedef struct ft_embedding_call { /* y[t] = words[ids[t]] + positions[position_ids[t]] + types[type_ids[t]] */
   int64_t tokens, columns;
-  const int32_t *ids, *position_ids, *type_ids;  /* [T]; type_ids may be NULL */
-  const ft_real *words, *positions, *types;      /* [V, H], [P, H], [Y, H] or NULL */
+  const int32_t *ids, *position_ids, *type_ids; /* [T]; type_ids may be NULL */
+  const ft_real *words, *positions, *types;     /* [V, H], [P, H], [Y, H] or NULL */
   int64_t words_rows, positions_rows, types_rows;
-  ft_real *y;                                    /* [T, H] */
-  const ft_real *y_gradient;                     /* backward only */
+  ft_real *y;                                                    /* [T, H] */
+  const ft_real *y_gradient;                                     /* backward only */
   ft_real *words_gradient, *positions_gradient, *types_gradient; /* backward only, or NULL; added to */
 } ft_embedding_call;
 
-typedef struct ft_cross_entropy_call { /* loss = sum over rows with label >= 0 of -log softmax(logits)[label] / divisor */
+/* loss = sum over rows with label >= 0 of -log softmax(logits)[label] / divisor */
+typedef struct ft_cross_entropy_call {
   int64_t rows, columns;
-  const ft_real *logits;          /* [rows, C] */
-  const int32_t *labels;          /* [rows]: class, or negative to leave the row out */
+  const ft_real *logits; /* [rows, C] */
+  const int32_t *labels; /* [rows]: class, or negative to leave the row out */
   ft_real divisor;
-  ft_real *loss;                  /* [1] */
-  const ft_real *loss_gradient;   /* backward only: [1] */
-  ft_real *logits_gradient;       /* backward only: added to */
+  ft_real *loss;                /* [1] */
+  const ft_real *loss_gradient; /* backward only: [1] */
+  ft_real *logits_gradient;     /* backward only: added to */
 } ft_cross_entropy_call;
 
 typedef struct ft_pointwise_loss_call { /* loss = sum over elements of l(x, target) / divisor */
   int64_t count;
-  bool binary_cross_entropy;       /* l = -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)); else l = (x - t)^2 */
-  const ft_real *x, *targets;      /* [count] */
+  bool binary_cross_entropy;  /* l = -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)); else l = (x - t)^2 */
+  const ft_real *x, *targets; /* [count] */
   ft_real divisor;
-  ft_real *loss;                   /* [1] */
-  const ft_real *loss_gradient;    /* backward only: [1] */
-  ft_real *x_gradient;             /* backward only: added to */
+  ft_real *loss;                /* [1] */
+  const ft_real *loss_gradient; /* backward only: [1] */
+  ft_real *x_gradient;          /* backward only: added to */
 } ft_pointwise_loss_call;
 
-typedef struct ft_adamw_step {     /* one step for one tensor: see ft_optimizer_step */
+typedef struct ft_adamw_step { /* one step for one tensor: see ft_optimizer_step */
   int64_t count;
   ft_real *weight, *first_moment, *second_moment; /* [count] */
   const ft_real *gradient;                        /* [count] */
-  double gradient_scale;  /* the gradient is multiplied by this first: clipping */
+  double gradient_scale;                          /* the gradient is multiplied by this first: clipping */
   double learning_rate, beta1, beta2, epsilon, weight_decay;
-  int64_t step;           /* from 1 */
+  int64_t step; /* from 1 */
 } ft_adamw_step;
 
 struct ft_backend {
@@ -615,270 +891,6 @@ struct ft_backend {
 
 /* The processor's own back end: a full table that another one may borrow from. */
 FT_API const ft_backend *ft_backend_cpu(void);
-
-/* ---------------------------------------------------------------------------------------------------------------------
-   >>operations. Each returns a new temporary tensor, or NULL with an error that names the operation and the shapes.
-   Small operations broadcast as NumPy does: shapes are aligned at their last dimension, and a dimension of 1 stretches.
-   They accept views (transposed, sliced); fused operations want what their comments say. */
-
-FT_API ft_tensor *ft_add(ft_context *context, ft_tensor *a, ft_tensor *b);
-FT_API ft_tensor *ft_subtract(ft_context *context, ft_tensor *a, ft_tensor *b);
-FT_API ft_tensor *ft_multiply(ft_context *context, ft_tensor *a, ft_tensor *b);
-FT_API ft_tensor *ft_divide(ft_context *context, ft_tensor *a, ft_tensor *b);
-FT_API ft_tensor *ft_scale(ft_context *context, ft_tensor *x, double factor);
-FT_API ft_tensor *ft_activate(ft_context *context, ft_unary kind, ft_tensor *x); /* gelu, relu, tanh, exp, ... */
-FT_API ft_tensor *ft_sum(ft_context *context, ft_tensor *x, int dimension); /* keeps it as size 1; -1: all, to [1] */
-FT_API ft_tensor *ft_mean(ft_context *context, ft_tensor *x, int dimension);
-FT_API ft_tensor *ft_softmax(ft_context *context, ft_tensor *x); /* over the last dimension */
-FT_API ft_tensor *ft_matmul(ft_context *context, ft_tensor *a, ft_tensor *b); /* [.., m, k] x [.., k, n] */
-
-/* Views: the same memory seen with another shape. ft_reshape copies if x is not contiguous. */
-FT_API ft_tensor *ft_reshape(ft_context *context, ft_tensor *x, int dimensions, const int64_t *shape);
-FT_API ft_tensor *ft_transpose(ft_context *context, ft_tensor *x, int dimension_a, int dimension_b);
-FT_API ft_tensor *ft_slice(ft_context *context, ft_tensor *x, int dimension, int64_t start, int64_t count);
-FT_API ft_tensor *ft_contiguous(ft_context *context, ft_tensor *x); /* x itself if it already is */
-
-/* y [T, out] = activation(x [T, in] weight^T + bias): weight [out, in] as in the files, bias [out] or NULL. */
-FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias, ft_unary activation);
-/* Inverted dropout: zero with the probability, else x / (1 - probability). site: which mask of the step. */
-FT_API ft_tensor *ft_dropout(ft_context *context, ft_tensor *x, double probability, uint32_t site);
-/* LayerNorm(residual + dropout(x)) over the last dimension; residual may be NULL. Ba, Kiros, Hinton 2016. */
-FT_API ft_tensor *ft_residual_layer_norm(ft_context *context, ft_tensor *x, ft_tensor *residual, ft_tensor *weight,
-                                         ft_tensor *bias, double epsilon, double probability, uint32_t site);
-/* Rows of a table: y [n, H] = x[rows[n]]. */
-FT_API ft_tensor *ft_gather_rows(ft_context *context, ft_tensor *x, ft_tensor *rows);
-/* Sum of word, position and token type embeddings [T, H]; ids and so on are I32 [T]; types and type_ids may be NULL. */
-FT_API ft_tensor *ft_embedding(ft_context *context, ft_tensor *words, ft_tensor *ids, ft_tensor *positions,
-                                     ft_tensor *position_ids, ft_tensor *types, ft_tensor *type_ids);
-/* Multi-head attention within each text of a packed batch (Vaswani et al. 2017): query, key, value [T, A * D], offsets
-   I32 [B + 1], lengths I32 [B]; longest: the most rows that any text has. */
-FT_API ft_tensor *ft_attention(ft_context *context, ft_tensor *query, ft_tensor *key, ft_tensor *value,
-                                     ft_tensor *offsets, ft_tensor *lengths, int64_t longest, int heads,
-                                     double probability, uint32_t site);
-/* Losses, [1]: the sum over rows (or elements), divided by divisor. logits [n, C], labels I32 [n], negative: left out. */
-FT_API ft_tensor *ft_cross_entropy_loss(ft_context *context, ft_tensor *logits, ft_tensor *labels, double divisor);
-FT_API ft_tensor *ft_binary_cross_entropy_loss(ft_context *context, ft_tensor *logits, ft_tensor *targets,
-                                               double divisor);
-FT_API ft_tensor *ft_squared_error_loss(ft_context *context, ft_tensor *x, ft_tensor *targets, double divisor);
-
-/* ---------------------------------------------------------------------------------------------------------------------
-   >>model: a pretrained encoder with a classification head, from a directory in the Hugging Face layout */
-
-typedef struct ft_config { /* config.json, in one vocabulary for all families */
-  const char *model_type;  /* "bert", "distilbert" */
-  int hidden_size, layers, heads, intermediate_size, vocabulary_size, max_positions, token_types;
-  double layer_norm_epsilon, hidden_dropout, attention_dropout, classifier_dropout, initializer_range;
-  ft_unary activation;
-  int pad_id;
-  ft_task task;                   /* what the head is for */
-  int labels;                     /* C: outputs of the head */
-  const char *const *label_names; /* [C] */
-} ft_config;
-
-typedef struct ft_parameter {
-  const char *name;       /* its Hugging Face name, with the base prefix: "bert.pooler.dense.weight" */
-  ft_tensor *tensor;
-  bool decays;            /* weight decay applies: not to biases and LayerNorm */
-  bool loaded;            /* came from the file; else newly initialised */
-} ft_parameter;
-
-typedef struct ft_model ft_model;
-
-typedef struct ft_model_options {
-  int labels;                     /* 0: the file's (id2label), else 2 */
-  const char *const *label_names; /* [labels]; NULL: the file's, else LABEL_0, ... */
-  ft_task task;                   /* FT_TASK_AUTO: the file's problem_type, else single label (regression for 1) */
-  uint64_t seed;                  /* for newly initialised parts; default 42 */
-  bool from_config;               /* take no weights from files: every parameter newly initialised */
-  bool encoder_only;              /* no head: for embeddings */
-  bool shapes_only;               /* no memory for weights at all: to count and list parameters */
-} ft_model_options;
-
-/* Loads DIR/config.json and DIR/model.safetensors (or its shards). Tensors are found with or without the base prefix and
-   under the old names gamma and beta. Parameters that the file lacks are newly initialised, N(0, initializer_range):
-   allowed for the head and pooler alone, anything else missing is an error that names it, as are wrong shapes. What was
-   missing or unexpected goes to the log. options may be NULL. With from_config or shapes_only, DIR may be a .json file. */
-FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const ft_model_options *options);
-FT_API void ft_model_free(ft_model *model);
-/* Writes config.json and model.safetensors (and the tokenizer's files, if given) so that transformers loads them with
-   nothing missing or unexpected. */
-FT_API ft_status ft_model_save(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer,
-                               const char *directory);
-
-FT_API const ft_config *ft_model_config(const ft_model *model);
-FT_API int64_t ft_model_parameter_count(const ft_model *model); /* tensors */
-FT_API const ft_parameter *ft_model_parameter(const ft_model *model, int64_t index);
-FT_API const ft_parameter *ft_model_find(const ft_model *model, const char *name); /* or NULL */
-FT_API int64_t ft_model_size(const ft_model *model, bool trained_only); /* numbers in all of them */
-/* Names in the weight files that no parameter took; [0 .. count). */
-FT_API int64_t ft_model_unexpected_count(const ft_model *model);
-FT_API const char *ft_model_unexpected(const ft_model *model, int64_t index);
-/* Turns training of every parameter on or off: gradients are computed for those that train, and only those. */
-FT_API void ft_model_train_all(ft_model *model, bool trained);
-FT_API void ft_model_train_parameter(ft_model *model, int64_t index, bool trained);
-/* Freezes the base model, leaving what stands outside it (the head) to train, as peers' "head only" does. */
-FT_API void ft_model_train_head(ft_model *model);
-
-typedef struct ft_forward_options {
-  bool training;       /* with dropout */
-  bool hidden_states;  /* keep every layer's output */
-  bool no_head;        /* stop after the last layer */
-} ft_forward_options;
-
-typedef struct ft_output {      /* tensors live until ft_tape_clear */
-  ft_tensor *logits;            /* [B, C], or NULL without head */
-  ft_tensor *hidden;            /* [T, H]: the last layer's output */
-  ft_tensor *hidden_states[65]; /* [0]: embeddings .. [L]: last layer; all NULL unless asked for */
-} ft_output;
-
-/* Runs the model on a batch. The model may be shared by contexts that do not train. Errors: a token id or token type
-   outside the tables, a text longer than the positions, each named by its place in the batch. */
-FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, const ft_batch *batch,
-                                  const ft_forward_options *options, ft_output *output);
-/* The loss of the model's task for logits [B, C]: labels [B] for single label, else targets [B, C]; summed over texts (for
-   multi-label averaged over classes) and divided by divisor (0: B). */
-FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_tensor *logits, const int32_t *labels,
-                                const float *targets, double divisor);
-
-/* ---------------------------------------------------------------------------------------------------------------------
-   >>optimizer: AdamW (Loshchilov and Hutter 2019) as torch.optim.AdamW computes it, and learning-rate schedules as
-   transformers names them */
-
-typedef struct ft_adamw_options {
-  double beta1;        /* 0: 0.9 */
-  double beta2;        /* 0: 0.999 */
-  double epsilon;      /* 0: 1e-8 */
-  double weight_decay; /* for parameters that decay; 0: none */
-} ft_adamw_options;
-
-typedef struct ft_optimizer ft_optimizer;
-
-/* Moments for every parameter of the model that trains now. */
-FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adamw_options *options);
-FT_API void ft_optimizer_free(ft_optimizer *optimizer);
-/* The global norm of all gradients: sqrt(sum of squares). */
-FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *optimizer, double *norm);
-/* One step with the given learning rate; gradients are first multiplied by gradient_scale (1, or the clipping factor), and
-   zeroed afterwards. */
-FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer, double learning_rate,
-                                   double gradient_scale);
-/* torch.nn.utils.clip_grad_norm_'s factor: min(1, max_norm / (norm + 1e-6)). */
-FT_API double ft_clip_factor(double norm, double max_norm);
-
-typedef enum ft_schedule { FT_SCHEDULE_LINEAR = 0, FT_SCHEDULE_COSINE, FT_SCHEDULE_CONSTANT } ft_schedule;
-/* What the learning rate is multiplied by at step (from 0): rises linearly over warmup_steps, then falls to 0 at
-   total_steps along a line or half a cosine, or stays. */
-FT_API double ft_schedule_factor(ft_schedule schedule, int64_t step, int64_t warmup_steps, int64_t total_steps);
-FT_API bool ft_schedule_parse(const char *name, ft_schedule *schedule); /* "linear", "cosine", "constant" */
-
-/* ---------------------------------------------------------------------------------------------------------------------
-   >>metrics, as scikit-learn defines them; where a denominator is 0 the value is 0 */
-
-typedef struct ft_class_metrics {
-  double precision, recall, f1;
-  int64_t support; /* how many truly are of this class */
-} ft_class_metrics;
-
-typedef struct ft_metrics {  /* start from {0}; arrays are allocated by ft_metrics_compute */
-  int64_t rows;
-  int classes;
-  double loss;               /* mean, if the evaluation computed one */
-  double accuracy;           /* multi-label: rows in which every label is right */
-  double precision_macro, recall_macro, f1_macro;
-  double precision_micro, recall_micro, f1_micro;
-  double precision_weighted, recall_weighted, f1_weighted;
-  double matthews;           /* Matthews correlation coefficient, single label */
-  double mean_squared_error, mean_absolute_error, r2; /* regression */
-  int64_t *confusion;        /* [classes, classes], row = truth, column = prediction; single label */
-  ft_class_metrics *by_class; /* [classes] */
-  ft_context *owner;
-} ft_metrics;
-
-/* Metrics of logits [rows, C] for a dataset's labels or targets: argmax for single label, logit > 0 for multi-label. */
-FT_API ft_status ft_metrics_compute(ft_context *context, const ft_dataset *dataset, const float *logits,
-                                    ft_metrics *metrics);
-FT_API void ft_metrics_free(ft_metrics *metrics);
-/* The one number by which models are compared: accuracy, or R2 for regression. */
-FT_API double ft_metrics_score(const ft_metrics *metrics, ft_task task);
-
-/* ---------------------------------------------------------------------------------------------------------------------
-   >>training: the loop. It is written with nothing but the functions above: copy it and change it. */
-
-typedef struct ft_train_progress {
-  int64_t step, total_steps;   /* optimizer steps done and planned */
-  double epoch;                /* 1.5: half of the second epoch is done */
-  double loss;                 /* of this step's texts */
-  double learning_rate, gradient_norm;
-  double seconds, seconds_left, tokens_per_second;
-  const ft_metrics *evaluation; /* set after an evaluation, else NULL */
-  bool best;                    /* this evaluation is the best so far */
-} ft_train_progress;
-
-typedef struct ft_train_options {
-  double epochs;               /* 0: 3 */
-  int64_t max_steps;           /* 0: as the epochs say */
-  int batch_size;              /* texts; 0: 16 */
-  int64_t batch_tokens;        /* if set: as many texts as fit into this many tokens (at least one) */
-  int gradient_accumulation;   /* batches per optimizer step; 0: 1 */
-  double learning_rate;        /* 0: 2e-5 */
-  double weight_decay;         /* 0: 0.01; negative: none */
-  double warmup;               /* below 1: share of all steps, rounded up; else steps */
-  ft_schedule schedule;
-  double max_gradient_norm;    /* 0: 1.0; negative: no clipping */
-  int max_length;              /* 0: the smaller of the tokenizer's and the model's positions */
-  uint64_t seed;               /* 0: 42 */
-  bool no_shuffle;
-  bool no_dropout;
-  bool keep_last;              /* keep the last weights, not those of the best evaluation */
-  int evaluation_batch_size;   /* 0: 32 */
-  /* Called after every optimizer step and every evaluation; returning false stops with FT_ERROR_STOPPED. */
-  bool (*progress)(void *user_data, const ft_train_progress *progress);
-  void *user_data;
-} ft_train_options;
-
-typedef struct ft_train_result {
-  int64_t steps;
-  double train_loss;           /* mean over all steps */
-  double seconds;
-  double best_score;           /* of the evaluation set, see ft_metrics_score; 0 without one */
-  int best_epoch;              /* from 1; 0 without an evaluation set */
-  int64_t truncated_rows;
-} ft_train_result;
-
-/* Fine-tunes model on train; with evaluation (may be NULL) measures it after each epoch and leaves the best weights in
-   the model. options may be NULL. A NaN or infinite loss or gradient stops with FT_ERROR_NUMERIC and names step and rows. */
-FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokenizer *tokenizer, const ft_dataset *train,
-                          const ft_dataset *evaluation, const ft_train_options *options, ft_train_result *result);
-
-/* FT_OK if the dataset has rows, and labels of the model's task and number. */
-FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *model, const ft_dataset *dataset);
-/* Scores encoded texts: logits [rows, C], in the order of the rows; batch_size 0: 32. Texts are batched by
-   length. Like training, scoring ends with ft_tape_clear. */
-FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
-                            float *logits);
-/* The same followed by ft_metrics_compute, with the mean loss. */
-FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const ft_encoded *encoded,
-                             const ft_dataset *dataset, int batch_size, ft_metrics *metrics);
-/* Sentence embeddings [rows, H]: the first token's last hidden state, or the mean over all tokens, normalised to length 1
-   if asked. */
-FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
-                          bool mean, bool normalize, float *embeddings);
-/* A copy of all parameters that train now, taken at once and again whenever _take is called; _restore writes it back. */
-typedef struct ft_snapshot ft_snapshot;
-FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *model);
-FT_API void ft_snapshot_free(ft_snapshot *snapshot);
-FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model);
-FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model);
-
-/* Zeroed memory from the context's allocator, and back; NULL is an error of the context. */
-FT_API void *ft_allocate(ft_context *context, size_t bytes);
-FT_API void ft_release(ft_context *context, void *memory);
-/* Neither NaN nor infinite, also under -Ofast. */
-FT_API bool ft_is_finite(double value);
-
-/* max_length for a model and tokenizer: asked, or if 0 the smaller of what both allow; an error if more than the model's
-   positions. */
-FT_API int ft_max_length(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer, int asked);
 
 #ifdef __cplusplus
 }
@@ -2503,6 +2515,7 @@ static char *ft__file_read(ft_context *context, const char *path, size_t *size) 
   int64_t capacity = 0, used = 0, wanted;
   size_t read = 1;
   FILE *file = ft__file_open(context, path);
+  *size = 0;
   if (!file) return NULL;
   wanted = ft__file_size(file) + 2; /* one more than the file has, to see its end; one for the zero byte */
   while (read > 0) {
@@ -2625,12 +2638,12 @@ FT_API ft_json *ft_json_read(ft_context *context, const char *path) {
        8 bytes             N, the size of the header, little-endian
        N bytes             JSON: {"__metadata__": {"format": "pt"},
                                   "classifier.weight": {"dtype": "F32", "shape": [2, 768], "data_offsets": [0, 6144]},
-   ...} the rest            the data: arrays in row-major order, little-endian; offsets count from here
+                                  ...}
+       the rest            the data: arrays in row-major order, little-endian; offsets count from here
 
    Sorted by their offsets, the tensors must follow one another without gap or overlap from 0 to the end of the file,
    and each must have the size that its shape and dtype say. A model too large for one file comes as several, with an
-   index
-   {"weight_map": {"classifier.weight": "model-00002-of-00002.safetensors", ...}} beside them. */
+   index beside them: {"weight_map": {"classifier.weight": "model-00002-of-00002.safetensors", ...}}. */
 
 #define FT__HEADER_BYTES 100000000 /* the reference implementation's limit on N */
 
@@ -2715,8 +2728,8 @@ static ft_status ft__shard_read(ft_context *context, ft__shard *shard, int64_t b
                    (long long)begin + (long long)size, ferror(shard->file) ? strerror(errno) : "the file ends before");
 }
 
-/* Reads an array of two or of up to `limit` integers >= 0 from a tensor's description. Returns their number, -1:
- * broken. */
+/* Reads an array of integers >= 0 from a tensor's description, the first `limit` into values. Returns how many there
+   are, or -1 if it is no such array. */
 static int64_t ft__header_integers(const ft_json *tensor, const char *key, int64_t *values, int64_t limit) {
   const ft_json *array = ft_json_get(tensor, key), *item;
   int64_t count = 0;
@@ -5016,15 +5029,12 @@ typedef struct ft__template {
   int32_t text_type, pair_type;
 } ft__template;
 
-typedef enum ft__tokenizer_kind { FT__WORDPIECE } ft__tokenizer_kind;
-
 enum { FT__KEPT_FILES = 4 };
 static const char *const ft__kept_names[FT__KEPT_FILES] = {"tokenizer.json", "vocab.txt", "tokenizer_config.json",
                                                            "special_tokens_map.json"};
 
 struct ft_tokenizer {
   ft_context *owner;
-  ft__tokenizer_kind kind;
   bool plain; /* use the plain way only */
   ft__vocabulary vocabulary;
   uint8_t *properties; /* [FT__CODE_POINTS] */
@@ -6430,7 +6440,6 @@ FT_API ft_tokenizer *ft_tokenizer_load(ft_context *context, const char *director
   tokenizer = (ft_tokenizer *)ft__allocate_zero(context, sizeof *tokenizer);
   if (!tokenizer) return NULL;
   tokenizer->owner = context;
-  tokenizer->kind = FT__WORDPIECE;
   tokenizer->largest_added = -1;
   tokenizer->pair.pair_type = 1;
 #ifdef FT_NAIVE
@@ -6607,26 +6616,18 @@ typedef enum ft__instruction_set { FT__GENERIC = 0, FT__AVX2, FT__AVX512, FT__IN
 
 /* static const ft__task name_tasks[]: the body `name`, compiled for each instruction set. */
 #if defined(__x86_64__)
-#define FT__TASKS(name)                                                           \
-  FT__ATTRIBUTES_GENERIC                                                          \
-  static void name##_generic(void *argument, int64_t piece, int thread) {         \
-    name(argument, piece, thread);                                                \
-  }                                                                               \
-  FT__ATTRIBUTES_AVX2                                                             \
-  static void name##_avx2(void *argument, int64_t piece, int thread) {            \
-    name(argument, piece, thread);                                                \
-  }                                                                               \
-  FT__ATTRIBUTES_AVX512                                                           \
-  static void name##_avx512(void *argument, int64_t piece, int thread) {          \
-    name(argument, piece, thread);                                                \
-  }                                                                               \
+#define FT__TASKS(name)                                                                                    \
+  FT__ATTRIBUTES_GENERIC                                                                                   \
+  static void name##_generic(void *argument, int64_t piece, int thread) { name(argument, piece, thread); } \
+  FT__ATTRIBUTES_AVX2                                                                                      \
+  static void name##_avx2(void *argument, int64_t piece, int thread) { name(argument, piece, thread); }    \
+  FT__ATTRIBUTES_AVX512                                                                                    \
+  static void name##_avx512(void *argument, int64_t piece, int thread) { name(argument, piece, thread); }  \
   static const ft__task name##_tasks[] = {name##_generic, name##_avx2, name##_avx512};
 #else
-#define FT__TASKS(name)                                                   \
-  FT__ATTRIBUTES_GENERIC                                                  \
-  static void name##_generic(void *argument, int64_t piece, int thread) { \
-    name(argument, piece, thread);                                        \
-  }                                                                       \
+#define FT__TASKS(name)                                                                                    \
+  FT__ATTRIBUTES_GENERIC                                                                                   \
+  static void name##_generic(void *argument, int64_t piece, int thread) { name(argument, piece, thread); } \
   static const ft__task name##_tasks[] = {name##_generic};
 #endif
 
@@ -6655,7 +6656,9 @@ typedef float ft__quad __attribute__((vector_size(16)));
 typedef float ft__quad_memory __attribute__((vector_size(16), aligned(4), may_alias));
 enum { FT__LANES = 16 };
 
-/* Bit by bit, so that it holds for any compiler: a comparison gives -1 (true) or 0 in each lane. */
+/* Conditions are masks: -1 (true) or 0 in each lane. They are made from sign bits, since gcc turns comparisons of
+   vectors wider than the processor's into code for single lanes. */
+#define FT__IS_NEGATIVE(v) ((ft__integers)(v) >> 31)
 #define FT__SELECT(condition, a, b) \
   ((ft__vector)(((condition) & (ft__integers)(a)) | (~(condition) & (ft__integers)(b))))
 
@@ -6697,11 +6700,11 @@ FT__INLINE void ft__write(float *x, const ft__vector *v, int64_t count, bool acc
 
 FT__INLINE float ft__sum_lanes(const ft__vector *v) {
   float lane[FT__LANES];
-  int half, i;
+  ft__quad sum;
   *(ft__vector_memory *)lane = *v;
-  for (half = FT__LANES / 2; half > 0; half /= 2)
-    for (i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+  sum = (*(ft__quad_memory *)lane + *(ft__quad_memory *)(lane + 8)) +
+        (*(ft__quad_memory *)(lane + 4) + *(ft__quad_memory *)(lane + 12));
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 FT__INLINE float ft__largest_lane(const ft__vector *v) {
@@ -6713,29 +6716,48 @@ FT__INLINE float ft__largest_lane(const ft__vector *v) {
   return lane[0];
 }
 
-/* x = exp(x), to 2e-7 relative; 0 below -104, infinite above 88.7. With n = round(x / log 2), exp(x) = 2^n exp(r) where
-   r = x - n log 2 is at most log(2) / 2 in size, and exp(r) is a polynomial. log 2 is split in 355/512, whose product
-   with n is exact, and a small rest; clearing the last bit between the two subtractions costs nothing that counts, and
-   keeps -Ofast from joining them. */
+/* exp(x) = 2^n p to 2e-7 relative, with n = round(x / log 2), |x| < 128: p = exp(r) is a polynomial, since r = x - n
+   log 2 is at most log(2) / 2 in size. log 2 is split in 355/512, whose product with n is exact, and a small rest;
+   clearing the last bit between the two subtractions costs nothing that counts, and keeps -Ofast from joining them. */
+FT__INLINE void ft__vector_exp_parts(const ft__vector *x, ft__vector *p, ft__integers *n) {
+  ft__vector v = *x, r = (ft__vector)(((ft__integers)v & INT32_MIN) | 0x3F000000); /* 0.5 with the sign of v */
+  *n = __builtin_convertvector(v * 1.44269504f + r, ft__integers);
+  r = v - __builtin_convertvector(*n, ft__vector) * 0.693359375f;
+  r = (ft__vector)((ft__integers)r & ~1);
+  r = r + __builtin_convertvector(*n, ft__vector) * 2.12194440e-4f;
+  v = r * 0.00138142204f + 0.00836889911f;
+  v = v * r + 0.0416684076f;
+  v = v * r + 0.166665196f;
+  v = v * r + 0.49999994f;
+  *p = v * (r * r) + r + 1.0f;
+}
+
+/* x = exp(x): 0 below -104, infinite above 88.7, anything for NaN. */
 FT__INLINE void ft__vector_exp(ft__vector *x) {
-  ft__vector v = *x, low, high, r, p;
-  ft__integers n, n1;
+  ft__vector v = *x, low, high, p;
+  ft__integers n, half;
   ft__fill(&low, -104.0f);
   ft__fill(&high, 89.0f);
-  v = FT__SELECT(v < low, low, v);
-  v = FT__SELECT(v > high, high, v);
-  r = (ft__vector)(((ft__integers)v & INT32_MIN) | 0x3F000000); /* 0.5 with the sign of v */
-  n = __builtin_convertvector(v * 1.44269504f + r, ft__integers);
-  r = v - __builtin_convertvector(n, ft__vector) * 0.693359375f;
-  r = (ft__vector)((ft__integers)r & ~1);
-  r = r + __builtin_convertvector(n, ft__vector) * 2.12194440e-4f;
-  p = r * 0.00138142204f + 0.00836889911f;
-  p = p * r + 0.0416684076f;
-  p = p * r + 0.166665196f;
-  p = p * r + 0.49999994f;
-  p = p * (r * r) + r + 1.0f;
-  n1 = n >> 1; /* 2^n in two factors, for the ends of the range */
-  *x = p * (ft__vector)((n1 + 127) << 23) * (ft__vector)((n - n1 + 127) << 23);
+  v = FT__SELECT(FT__IS_NEGATIVE(v - low), low, v);
+  v = FT__SELECT(FT__IS_NEGATIVE(high - v), high, v);
+  ft__vector_exp_parts(&v, &p, &n);
+  half = n >> 1; /* 2^n in two factors, for the ends of the range */
+  *x = p * (ft__vector)((half + 127) << 23) * (ft__vector)((n - half + 127) << 23);
+}
+
+/* x = exp(x) for x <= 0, faster: never less than 1.2e-38, anything for NaN. */
+FT__INLINE void ft__vector_exp_falling(ft__vector *x) {
+  ft__vector v = *x, low, p;
+  ft__integers n;
+  ft__fill(&low, -87.3f);
+  v = FT__SELECT(FT__IS_NEGATIVE(v - low), low, v);
+  ft__vector_exp_parts(&v, &p, &n);
+  *x = p * (ft__vector)((n + 127) << 23);
+}
+
+/* y = NaN where x is one: for results that NaN in x would not reach by itself. By bits, so that -Ofast keeps it. */
+FT__INLINE void ft__keep_nan(ft__vector *y, const ft__vector *x) {
+  *y = (ft__vector)((ft__integers)*y | (0x7F800000 - ((ft__integers)*x & 0x7FFFFFFF)) >> 31);
 }
 
 /* x = sqrt(x) for x >= 1e-37, less counts as that: Newton's iteration for 1 / sqrt(x) from a guess that halves the
@@ -6744,7 +6766,7 @@ FT__INLINE void ft__vector_sqrt(ft__vector *x) {
   ft__vector v = *x, smallest, y, root;
   int i;
   ft__fill(&smallest, 1e-37f);
-  v = FT__SELECT(v < smallest, smallest, v);
+  v = FT__SELECT(FT__IS_NEGATIVE(v - smallest), smallest, v);
   y = (ft__vector)(0x5F375A86 - ((ft__integers)v >> 1));
   for (i = 0; i < 3; ++i) y = y * (1.5f - 0.5f * (v * y) * y);
   root = v * y;
@@ -6763,15 +6785,24 @@ static double ft__gelu_inner(double x) { return 0.7978845608028654 * (x + 0.0447
 
 static double ft__unary_value(ft_unary kind, double x) {
   switch (kind) {
-    case FT_GELU: return 0.5 * x * (1 + erf(x * 0.7071067811865476));
-    case FT_GELU_TANH: return 0.5 * x * (1 + tanh(ft__gelu_inner(x)));
-    case FT_RELU: return x > 0 ? x : 0;
-    case FT_SILU: return x * ft__sigmoid(x);
-    case FT_TANH: return tanh(x);
-    case FT_SIGMOID: return ft__sigmoid(x);
-    case FT_EXP: return exp(x);
-    case FT_LOG: return log(x);
-    default: return x;
+    case FT_GELU:
+      return 0.5 * x * (1 + erf(x * 0.7071067811865476));
+    case FT_GELU_TANH:
+      return 0.5 * x * (1 + tanh(ft__gelu_inner(x)));
+    case FT_RELU:
+      return x > 0 ? x : 0;
+    case FT_SILU:
+      return x * ft__sigmoid(x);
+    case FT_TANH:
+      return tanh(x);
+    case FT_SIGMOID:
+      return ft__sigmoid(x);
+    case FT_EXP:
+      return exp(x);
+    case FT_LOG:
+      return log(x);
+    default:
+      return x;
   }
 }
 
@@ -6779,17 +6810,26 @@ static double ft__unary_value(ft_unary kind, double x) {
 static double ft__unary_derivative(ft_unary kind, double x, double y) {
   double t;
   switch (kind) {
-    case FT_GELU: return 0.5 * (1 + erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * exp(-0.5 * x * x);
+    case FT_GELU:
+      return 0.5 * (1 + erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * exp(-0.5 * x * x);
     case FT_GELU_TANH:
       t = tanh(ft__gelu_inner(x));
       return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
-    case FT_RELU: return x > 0;
-    case FT_SILU: t = ft__sigmoid(x); return t * (1 + x * (1 - t));
-    case FT_TANH: return 1 - y * y;
-    case FT_SIGMOID: return y * (1 - y);
-    case FT_EXP: return y;
-    case FT_LOG: return 1 / x;
-    default: return 1;
+    case FT_RELU:
+      return x > 0;
+    case FT_SILU:
+      t = ft__sigmoid(x);
+      return t * (1 + x * (1 - t));
+    case FT_TANH:
+      return 1 - y * y;
+    case FT_SIGMOID:
+      return y * (1 - y);
+    case FT_EXP:
+      return y;
+    case FT_LOG:
+      return 1 / x;
+    default:
+      return 1;
   }
 }
 
@@ -6815,8 +6855,8 @@ static void ft__unary_backward_plain(ft_context *context, ft_unary kind, int64_t
    t = 1 / (1 + 0.3 z) this is a polynomial to within 4e-8. */
 FT__INLINE void ft__vector_normal(const ft__vector *x, ft__vector *phi, ft__vector *Phi) {
   ft__vector v = *x, e = v * v * -0.5f, t, p;
-  ft__integers negative = v < 0.0f;
-  ft__vector_exp(&e);
+  ft__integers negative = FT__IS_NEGATIVE(v);
+  ft__vector_exp_falling(&e);
   t = 1.0f / (1.0f + 0.3f * FT__SELECT(negative, -v, v));
   p = 0.0366420969f * t - 0.160798118f;
   p = p * t + 0.211599648f;
@@ -6833,7 +6873,7 @@ FT__INLINE void ft__vector_normal(const ft__vector *x, ft__vector *phi, ft__vect
 /* x = sigmoid(x) = 1 / (1 + exp(-x)), slope = sigmoid(x) (1 - sigmoid(x)): from exp(-|x|), so that neither cancels. */
 FT__INLINE void ft__vector_sigmoid(ft__vector *x, ft__vector *slope) {
   ft__vector v = *x, e, s;
-  ft__integers negative = v < 0.0f;
+  ft__integers negative = FT__IS_NEGATIVE(v);
   e = FT__SELECT(negative, v, -v);
   ft__vector_exp(&e);
   s = 1.0f / (1.0f + e);
@@ -6845,7 +6885,7 @@ FT__INLINE void ft__vector_sigmoid(ft__vector *x, ft__vector *slope) {
 /* x = tanh(x): a polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel. */
 FT__INLINE void ft__vector_tanh(ft__vector *x) {
   ft__vector v = *x, square = v * v, e = v + v, p;
-  ft__integers small = square < 0.36f;
+  ft__integers small = FT__IS_NEGATIVE(square - 0.36f);
   ft__vector_exp(&e);
   p = -0.00566687481f * square + 0.0206060911f;
   p = p * square - 0.0537299849f;
@@ -6858,40 +6898,65 @@ FT__INLINE void ft__vector_tanh(ft__vector *x) {
 /* x = f(x); FT_LOG is left to the plain loop */
 FT__INLINE void ft__vector_unary(ft_unary kind, ft__vector *x) {
   ft__vector v = *x, a, b;
-  ft__integers positive = v > 0.0f;
   switch (kind) {
-    case FT_GELU: ft__vector_normal(&v, &a, &b), *x = v * b; break;
+    case FT_GELU:
+      ft__vector_normal(&v, &a, &b), *x = v * b;
+      break;
     case FT_GELU_TANH:
       a = 1.59576912f * v * (1.0f + 0.044715f * v * v);
       ft__vector_sigmoid(&a, &b); /* (1 + tanh(z)) / 2 = sigmoid(2 z) */
       *x = v * a;
       break;
-    case FT_RELU: *x = (ft__vector)((ft__integers)v & positive); break;
-    case FT_SILU: ft__vector_sigmoid(&v, &b), *x = *x * v; break;
-    case FT_TANH: ft__vector_tanh(x); break;
-    case FT_SIGMOID: ft__vector_sigmoid(x, &b); break;
-    case FT_EXP: ft__vector_exp(x); break;
-    default: break;
+    case FT_RELU:
+      *x = (ft__vector)((ft__integers)v & ~FT__IS_NEGATIVE(v));
+      break;
+    case FT_SILU:
+      ft__vector_sigmoid(&v, &b), *x = *x * v;
+      break;
+    case FT_TANH:
+      ft__vector_tanh(x);
+      break;
+    case FT_SIGMOID:
+      ft__vector_sigmoid(x, &b), ft__keep_nan(x, &v);
+      break;
+    case FT_EXP:
+      ft__vector_exp(x), ft__keep_nan(x, &v);
+      break;
+    default:
+      break;
   }
 }
 
 /* x = f'(x), where y = f(x) */
 FT__INLINE void ft__vector_derivative(ft_unary kind, ft__vector *x, const ft__vector *y) {
   ft__vector v = *x, a, b;
-  ft__integers positive = v > 0.0f;
   switch (kind) {
-    case FT_GELU: ft__vector_normal(&v, &a, &b), *x = b + v * a; break;
+    case FT_GELU:
+      ft__vector_normal(&v, &a, &b), *x = b + v * a;
+      break;
     case FT_GELU_TANH:
       a = 1.59576912f * v * (1.0f + 0.044715f * v * v);
       ft__vector_sigmoid(&a, &b);
       *x = a + v * b * (1.59576912f * (1.0f + 0.134145f * v * v));
       break;
-    case FT_RELU: ft__fill(&a, 1.0f), *x = (ft__vector)((ft__integers)a & positive); break;
-    case FT_SILU: a = v, ft__vector_sigmoid(&a, &b), *x = a + v * b; break;
-    case FT_TANH: *x = 1.0f - *y * *y; break;
-    case FT_SIGMOID: *x = *y * (1.0f - *y); break;
-    case FT_EXP: *x = *y; break;
-    default: ft__fill(x, 1.0f);
+    case FT_RELU:
+      ft__fill(&a, 1.0f); /* of the bits, minus what is positive is negative */
+      *x = (ft__vector)((ft__integers)a & ~FT__IS_NEGATIVE(v) & (-(ft__integers)v >> 31));
+      break;
+    case FT_SILU:
+      a = v, ft__vector_sigmoid(&a, &b), *x = a + v * b;
+      break;
+    case FT_TANH:
+      *x = 1.0f - *y * *y;
+      break;
+    case FT_SIGMOID:
+      *x = *y * (1.0f - *y);
+      break;
+    case FT_EXP:
+      *x = *y;
+      break;
+    default:
+      ft__fill(x, 1.0f);
   }
 }
 
@@ -6956,7 +7021,8 @@ static void ft__unary_backward_fast(ft_context *context, ft_unary kind, int64_t 
   if (kind == FT_LOG)
     ft__unary_backward_plain(context, kind, count, x, y, dy, dx, accumulate);
   else
-    ft__parallel_for(context, ft__pieces(count, FT__PIECE), ft__unary_backward_piece_tasks[FT__INSTRUCTION_SET()], &job);
+    ft__parallel_for(context, ft__pieces(count, FT__PIECE), ft__unary_backward_piece_tasks[FT__INSTRUCTION_SET()],
+                     &job);
 }
 #endif
 
@@ -6965,10 +7031,14 @@ static void ft__unary_backward_fast(ft_context *context, ft_unary kind, int64_t 
 
 static ft_real ft__binary_value(ft_binary kind, ft_real a, ft_real b) {
   switch (kind) {
-    case FT_ADD: return a + b;
-    case FT_SUBTRACT: return a - b;
-    case FT_MULTIPLY: return a * b;
-    default: return a / b;
+    case FT_ADD:
+      return a + b;
+    case FT_SUBTRACT:
+      return a - b;
+    case FT_MULTIPLY:
+      return a * b;
+    default:
+      return a / b;
   }
 }
 
@@ -7111,12 +7181,14 @@ enum { FT__TILE_ROWS = 14, FT__TILE_COLUMNS = 32 }; /* the largest of all sets *
 #define FT__REPEAT_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
 #define FT__REPEAT_8(X) FT__REPEAT_6(X) X(6) X(7)
 #define FT__REPEAT_14(X) FT__REPEAT_8(X) X(8) X(9) X(10) X(11) X(12) X(13)
-#define FT__TILE_START(i) V sum##i##_0 = zero, sum##i##_1 = zero;
-#define FT__TILE_STEP(i)        \
-  {                             \
-    V a_i = a[i] - zero;        \
-    sum##i##_0 += a_i * b0;     \
-    sum##i##_1 += a_i * b1;     \
+#define FT__TILE_START(i)                 \
+  V sum##i##_0 = zero, sum##i##_1 = zero; \
+  __builtin_prefetch(c + i * c_row), __builtin_prefetch(c + i * c_row + lanes);
+#define FT__TILE_STEP(i)    \
+  {                         \
+    V a_i = a[i] - zero;    \
+    sum##i##_0 += a_i * b0; \
+    sum##i##_1 += a_i * b1; \
   }
 #define FT__TILE_END(i)                                       \
   {                                                           \
@@ -7124,28 +7196,19 @@ enum { FT__TILE_ROWS = 14, FT__TILE_COLUMNS = 32 }; /* the largest of all sets *
     if (add) sum##i##_0 += *c0, sum##i##_1 += *c1;            \
     *c0 = sum##i##_0, *c1 = sum##i##_1;                       \
   }
-#define FT__TILE(name, attributes, bytes, rows)                                                                \
-  attributes static void name(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add) {  \
-    typedef float V __attribute__((vector_size(bytes)));                                                       \
-    typedef float V_memory __attribute__((vector_size(bytes), aligned(4), may_alias));                         \
-    const V zero = {0};                                                                                        \
-    int64_t p;                                                                                                 \
-    FT__REPEAT_##rows(FT__TILE_START) for (p = 0; p < k; ++p, a += rows, b += bytes / 2) {                     \
-      V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + bytes / 4);                                    \
-      FT__REPEAT_##rows(FT__TILE_STEP)                                                                         \
-    }                                                                                                          \
-    FT__REPEAT_##rows(FT__TILE_END)                                                                            \
+#define FT__TILE(name, attributes, vector_bytes, rows)                                                        \
+  attributes static void name(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add) { \
+    typedef float V __attribute__((vector_size(vector_bytes)));                                               \
+    typedef float V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));                 \
+    enum { lanes = vector_bytes / 4 };                                                                        \
+    const V zero = {0};                                                                                       \
+    int64_t p;                                                                                                \
+    FT__REPEAT_##rows(FT__TILE_START) for (p = 0; p < k; ++p, a += rows, b += 2 * lanes) {                    \
+      V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + lanes);                                       \
+      FT__REPEAT_##rows(FT__TILE_STEP)                                                                        \
+    }                                                                                                         \
+    FT__REPEAT_##rows(FT__TILE_END)                                                                           \
   }
-
-#if defined(__x86_64__)
-FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 6)
-FT__TILE(ft__tile_avx2, FT__ATTRIBUTES_AVX2, 32, 6)
-FT__TILE(ft__tile_avx512, FT__ATTRIBUTES_AVX512, 64, 14)
-static const ft__micro ft__micro_kernels[] = {{6, 8, ft__tile_generic}, {6, 16, ft__tile_avx2}, {14, 32, ft__tile_avx512}};
-#else
-FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 8)
-static const ft__micro ft__micro_kernels[] = {{8, 8, ft__tile_generic}};
-#endif
 
 #if defined(__clang__)
 #define FT__SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -7187,10 +7250,9 @@ static void ft__transpose(const float *x, int64_t x_row, float *y, int64_t y_row
 static void ft__pack(float *packed, int width, const float *x, int64_t line_stride, int64_t lines, int64_t step,
                      int64_t count) {
   int64_t i, p;
+  if (lines < width) memset(packed, 0, (size_t)(width * count) * sizeof(float));
   if (step == 1 && line_stride != 1) {
     ft__transpose(x, line_stride, packed, width, lines, count);
-    for (p = 0; lines < width && p < count; ++p)
-      memset(packed + p * width + lines, 0, (size_t)(width - lines) * sizeof(float));
     return;
   }
   for (p = 0; p < count; ++p, packed += width, x += step) {
@@ -7198,9 +7260,19 @@ static void ft__pack(float *packed, int width, const float *x, int64_t line_stri
     if (line_stride == 1)
       for (; i + 4 <= lines; i += 4) *(ft__quad_memory *)(packed + i) = *(const ft__quad_memory *)(x + i);
     for (; i < lines; ++i) packed[i] = x[i * line_stride];
-    for (; i < width; ++i) packed[i] = 0;
   }
 }
+
+#if defined(__x86_64__)
+FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 6)
+FT__TILE(ft__tile_avx2, FT__ATTRIBUTES_AVX2, 32, 6)
+FT__TILE(ft__tile_avx512, FT__ATTRIBUTES_AVX512, 64, 14)
+static const ft__micro ft__micro_kernels[] = {
+    {6, 8, ft__tile_generic}, {6, 16, ft__tile_avx2}, {14, 32, ft__tile_avx512}};
+#else
+FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 8)
+static const ft__micro ft__micro_kernels[] = {{8, 8, ft__tile_generic}};
+#endif
 
 /* All panels of `lines` lines. */
 static void ft__pack_all(float *packed, int width, const float *x, int64_t line_stride, int64_t lines, int64_t step,
@@ -7233,16 +7305,16 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
     }
 }
 
-/* Blocks: B's [256, 3072] and A's [1024, 256] fill one thread's scratch memory, which all share; a panel of B
-   (32 x 256) and one of A (14 x 256) fit the first-level cache. */
-enum { FT__BLOCK_K = 256, FT__BLOCK_M = 1024, FT__BLOCK_N = 3072, FT__GROUP_ROWS = 56, FT__GROUP_COLUMNS = 128 };
+/* Blocks: B's [384, 2048] and A's [680, 384] fill one thread's scratch memory, which all share; a panel of B
+   (384 x 32 numbers) and one of A (14 x 384) stay near the first-level cache. */
+enum { FT__BLOCK_K = 384, FT__BLOCK_M = 680, FT__BLOCK_N = 2048, FT__GROUP_ROWS = 56, FT__GROUP_COLUMNS = 128 };
 
 typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
   const ft__micro *micro;
-  float *a, *b;                 /* packed */
-  int64_t m0, m, n0, n, k0, k;  /* where the block starts, and its size */
-  int64_t a_panels;             /* to pack; pieces beyond these are panels of B */
+  float *a, *b;                /* packed */
+  int64_t m0, m, n0, n, k0, k; /* where the block starts, and its size */
+  int64_t a_panels;            /* to pack; pieces beyond these are panels of B */
   int64_t group_rows, group_columns, column_groups;
 } ft__product;
 
@@ -7262,7 +7334,8 @@ static void ft__product_pack(void *argument, int64_t piece, int thread) {
 }
 
 /* Adds the bias to columns [begin, end) of rows [row, row_end) and applies the activation, while they are in cache. */
-FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
+FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int64_t row_end, int64_t begin,
+                                   int64_t end) {
   int64_t j;
   for (; row < row_end; ++row)
     for (j = begin; j < end; j += FT__LANES) {
@@ -7322,36 +7395,49 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
 }
 
 /* A few rows, or a few columns, times a matrix whose rows lie as the sums need them (a linear layer's weight): packing
-   would cost more than the products. Each element is one dot product; four columns share the loads of a row of A. */
+   would cost more than the products. Each element is one dot product; 2 x 4 of them share their loads. */
+FT__INLINE void ft__dot_2x4(int64_t k, const float *const a[2], const float *const b[4], float sum[2][4]) {
+  ft__vector sum00 = {0}, sum01 = {0}, sum02 = {0}, sum03 = {0}, sum10 = {0}, sum11 = {0}, sum12 = {0}, sum13 = {0};
+  int64_t p;
+  for (p = 0; p < k; p += FT__LANES) {
+    ft__vector x0, x1, y;
+    ft__load(&x0, a[0] + p, k - p);
+    ft__load(&x1, a[1] + p, k - p);
+    ft__load(&y, b[0] + p, k - p), sum00 += x0 * y, sum10 += x1 * y;
+    ft__load(&y, b[1] + p, k - p), sum01 += x0 * y, sum11 += x1 * y;
+    ft__load(&y, b[2] + p, k - p), sum02 += x0 * y, sum12 += x1 * y;
+    ft__load(&y, b[3] + p, k - p), sum03 += x0 * y, sum13 += x1 * y;
+  }
+  sum[0][0] = ft__sum_lanes(&sum00), sum[0][1] = ft__sum_lanes(&sum01);
+  sum[0][2] = ft__sum_lanes(&sum02), sum[0][3] = ft__sum_lanes(&sum03);
+  sum[1][0] = ft__sum_lanes(&sum10), sum[1][1] = ft__sum_lanes(&sum11);
+  sum[1][2] = ft__sum_lanes(&sum12), sum[1][3] = ft__sum_lanes(&sum13);
+}
+
 FT__INLINE void ft__dot_piece(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
-  int64_t i, j, p, l, i0 = piece / job->column_groups * FT__LANES, j0 = piece % job->column_groups * FT__LANES;
+  int64_t i, j, l, h, i0 = piece / job->column_groups * FT__LANES, j0 = piece % job->column_groups * FT__LANES;
   int64_t i_end = ft__smaller(call->m, i0 + FT__LANES), j_end = ft__smaller(call->n, j0 + FT__LANES);
   (void)thread;
   for (j = j0; j < j_end; j += 4)
-    for (i = i0; i < i_end; ++i) {
-      const float *a = call->a + i * call->a_row, *b[4];
-      float *c = call->c + i * call->c_row + j;
-      ft__vector sum0 = {0}, sum1 = {0}, sum2 = {0}, sum3 = {0}, x, y;
-      float sum[4];
+    for (i = i0; i < i_end; i += 2) {
+      const float *a[2], *b[4];
+      float sum[2][4];
+      for (h = 0; h < 2; ++h) a[h] = call->a + ft__smaller(i + h, i_end - 1) * call->a_row;
       for (l = 0; l < 4; ++l) b[l] = call->b + ft__smaller(j + l, j_end - 1) * call->b_column;
-      for (p = 0; p < call->k; p += FT__LANES) {
-        ft__load(&x, a + p, call->k - p);
-        ft__load(&y, b[0] + p, call->k - p), sum0 += x * y;
-        ft__load(&y, b[1] + p, call->k - p), sum1 += x * y;
-        ft__load(&y, b[2] + p, call->k - p), sum2 += x * y;
-        ft__load(&y, b[3] + p, call->k - p), sum3 += x * y;
-      }
-      sum[0] = ft__sum_lanes(&sum0), sum[1] = ft__sum_lanes(&sum1);
-      sum[2] = ft__sum_lanes(&sum2), sum[3] = ft__sum_lanes(&sum3);
-      for (l = 0; l < 4 && j + l < j_end; ++l) c[l] = call->accumulate ? c[l] + sum[l] : sum[l];
+      ft__dot_2x4(call->k, a, b, sum);
+      for (h = 0; h < 2 && i + h < i_end; ++h)
+        for (l = 0; l < 4 && j + l < j_end; ++l) {
+          float *c = call->c + (i + h) * call->c_row + j + l;
+          *c = call->accumulate ? *c + sum[h][l] : sum[h][l];
+        }
     }
   if (call->bias || call->before || call->activation) ft__product_finish(call, i0, i_end, j0, j_end);
 }
 FT__TASKS(ft__dot_piece)
 
-enum { FT__FEW = 8 }; /* rows or columns */
+enum { FT__FEW = 32 }; /* rows or columns */
 
 static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
   ft__product job;
@@ -7362,8 +7448,8 @@ static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
     memset(&job, 0, sizeof job);
     job.call = call;
     job.column_groups = ft__pieces(call->n, FT__LANES);
-    ft__parallel_for(context, ft__pieces(call->m, FT__LANES) * job.column_groups, ft__dot_piece_tasks[FT__INSTRUCTION_SET()],
-                     &job);
+    ft__parallel_for(context, ft__pieces(call->m, FT__LANES) * job.column_groups,
+                     ft__dot_piece_tasks[FT__INSTRUCTION_SET()], &job);
   } else {
     ft__product_run(context, call);
   }
@@ -7482,16 +7568,25 @@ FT__INLINE void ft__vector_random(const ft_dropout_mask *dropout, uint32_t row, 
   c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3;
 }
 
+/* random = -1 where it is at least the threshold, else 0: minus the borrow of random - threshold. */
+FT__INLINE void ft__keep_mask(ft__word_lanes *random, uint32_t threshold) {
+  ft__word_lanes r = *random;
+  *random = (((~r & threshold) | ((~r | threshold) & (r - threshold))) >> 31) - 1u;
+}
+
 /* keep[i] = 1 if element `first` + i of a mask without rows is kept, else 0, for i < 64; first is a multiple of 4. The
    byte w of 32-bit lane l belongs to element 4 l + w, so that bytes in memory stand in the order of elements. */
 FT__INLINE void ft__keep_64(const ft_dropout_mask *dropout, uint64_t first, uint8_t *keep) {
   const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   uint32_t threshold = ft__dropout_threshold(dropout->probability);
-  ft__word_lanes c[4], bytes;
+  ft__word_lanes c[4], bytes = {0};
+  int w;
   c[0] = lane + (uint32_t)(first / 4);
   ft__vector_random(dropout, (uint32_t)(first >> 34), c);
-  bytes = ((ft__word_lanes)(c[0] >= threshold) & 0x01u) | ((ft__word_lanes)(c[1] >= threshold) & 0x0100u) |
-          ((ft__word_lanes)(c[2] >= threshold) & 0x010000u) | ((ft__word_lanes)(c[3] >= threshold) & 0x01000000u);
+  for (w = 0; w < 4; ++w) {
+    ft__keep_mask(&c[w], threshold);
+    bytes |= c[w] & (1u << (8 * w));
+  }
   memcpy(keep, &bytes, 64);
 }
 
@@ -7529,8 +7624,8 @@ FT__INLINE void ft__dropout_piece(void *argument, int64_t piece, int thread) {
 }
 FT__TASKS(ft__dropout_piece)
 
-static void ft__dropout_fast(ft_context *context, int64_t count, const ft_dropout_mask *dropout, const float *x, float *y,
-                             bool accumulate) {
+static void ft__dropout_fast(ft_context *context, int64_t count, const ft_dropout_mask *dropout, const float *x,
+                             float *y, bool accumulate) {
   ft__dropout_job job;
   job.count = count, job.dropout = dropout, job.x = x, job.y = y, job.accumulate = accumulate;
   ft__parallel_for(context, ft__pieces(count, FT__PIECE), ft__dropout_piece_tasks[FT__INSTRUCTION_SET()], &job);
@@ -7603,7 +7698,7 @@ typedef struct ft__norm_job {
 /* v = 0 from lane `count` on */
 FT__INLINE void ft__keep_lanes(ft__vector *v, int64_t count) {
   const ft__integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  if (count < FT__LANES) *v = (ft__vector)((ft__integers)*v & (lane < (int32_t)count));
+  if (count < FT__LANES) *v = (ft__vector)((ft__integers)*v & FT__IS_NEGATIVE(lane - (int32_t)count));
 }
 
 /* keep[0 .. count) for elements index, index + 1, ...: the address in `keep` where they start. */
@@ -7670,7 +7765,8 @@ FT__INLINE void ft__norm_piece(void *argument, int64_t piece, int thread) {
 FT__TASKS(ft__norm_piece)
 
 /* The means of g and g z over a row; dy z and dy are added to the sums for weight and bias. */
-FT__INLINE void ft__norm_means(const ft_layer_norm_call *call, int64_t row, float *partial, float *mean_g, float *mean_gz) {
+FT__INLINE void ft__norm_means(const ft_layer_norm_call *call, int64_t row, float *partial, float *mean_g,
+                               float *mean_gz) {
   int64_t j, columns = call->columns;
   float mean = call->mean[row], rstd = call->rstd[row];
   ft__vector sum_g = {0}, sum_gz = {0};
@@ -7714,8 +7810,7 @@ FT__INLINE void ft__norm_backward_row(const ft_layer_norm_call *call, int64_t ro
       ft__load(&weight, call->weight + j + l, left);
       z = (z - mean) * rstd;
       ds = (ds * weight - mean_g - z * mean_gz) * rstd;
-      if (call->residual_gradient)
-        ft__write(call->residual_gradient + element, &ds, left, call->residual_accumulate);
+      if (call->residual_gradient) ft__write(call->residual_gradient + element, &ds, left, call->residual_accumulate);
       if (keep) ft__vector_drop(&ds, keep + l, scale);
       if (call->x_gradient) ft__write(call->x_gradient + element, &ds, left, call->x_accumulate);
     }
@@ -7779,13 +7874,16 @@ static void ft__layer_norm_backward_fast(ft_context *context, const ft_layer_nor
 
 static bool ft__attention_check(ft_context *context, const ft_attention_call *call) {
   if (call->longest <= 65536) return true;
-  ft__error(context, FT_ERROR_UNSUPPORTED, "attention: a text of %ld tokens, but 65536 is the most", (long)call->longest);
+  ft__error(context, FT_ERROR_UNSUPPORTED, "attention: a text of %ld tokens, but 65536 is the most",
+            (long)call->longest);
   return false;
 }
 
-static ft_real ft__attention_factor(const ft_attention_call *call, int64_t text, int64_t head, int64_t query, int64_t key) {
+static ft_real ft__attention_factor(const ft_attention_call *call, int64_t text, int64_t head, int64_t query,
+                                    int64_t key) {
   if (!(call->dropout.probability > 0)) return 1;
-  return ft__attention_keeps(&call->dropout, text, call->heads, head, query, key) ? ft__dropout_scale(&call->dropout) : 0;
+  return ft__attention_keeps(&call->dropout, text, call->heads, head, query, key) ? ft__dropout_scale(&call->dropout)
+                                                                                  : 0;
 }
 
 static double ft__dot(int64_t count, const ft_real *a, const ft_real *b) {
@@ -7821,7 +7919,8 @@ static void ft__attention_plain(ft_context *context, const ft_attention_call *ca
   int64_t text, head, i, row = call->heads * call->head_size;
   if (!ft__attention_check(context, call)) return;
   for (text = 0; text < call->texts; ++text) {
-    int64_t first = call->offsets[text], length = call->lengths[text], padding = call->offsets[text + 1] - first - length;
+    int64_t first = call->offsets[text], length = call->lengths[text],
+            padding = call->offsets[text + 1] - first - length;
     for (head = 0; head < call->heads; ++head) {
       for (i = 0; i < length; ++i) ft__attention_row_plain(call, text, head, i, probabilities);
       for (i = length; call->log_sum && i < length + padding; ++i) call->log_sum[head * call->tokens + first + i] = 0;
@@ -7863,29 +7962,30 @@ static void ft__attention_backward_plain(ft_context *context, const ft_attention
 }
 
 #if FT__FAST
-/* The fast version takes 32 queries of one (text, head) at a time and works on transposed matrices, S^T = K Q^T of shape
-   [keys, 32]. Then queries are lanes of vectors: maximum and sum of the softmax, rowsum(P dP) and the dropout numbers
-   need no sums across lanes, and P^T already lies as matrix multiplication wants its second operand packed. Memory is
-   [keys, 32] per thread, never [keys, keys]. Every (text, head) is one piece of work, since it alone owns its part of the
-   gradients. */
+/* The fast version takes 32 queries of one (text, head) at a time and works on transposed matrices, S^T = K Q^T of
+   shape [keys, 32]. Then queries are lanes of vectors: maximum and sum of the softmax, rowsum(P dP) and the dropout
+   numbers need no sums across lanes, and P^T already lies as matrix multiplication wants its second operand packed.
+   Memory is [keys, 32] per thread, never [keys, keys]. Every (text, head) is one piece of work, since it alone owns its
+   part of the gradients. */
 enum { FT__QUERIES = 32 };
 
 typedef struct ft__attention_job {
   const ft_attention_call *call;
   const ft__micro *micro;
-  char *memory;      /* for each thread: */
+  char *memory; /* for each thread: */
   size_t bytes;
 } ft__attention_job;
 
-typedef struct ft__attention_head { /* one (text, head), and a thread's memory for it */
+typedef struct ft__attention_head {              /* one (text, head), and a thread's memory for it */
   int64_t text, head, length, first, row, start; /* row: of Q, K, V; start: element of the first query's part */
-  float *keys, *values;                /* packed rows of K and V: first operands */
-  float *keys_across, *values_across;  /* packed columns of K or V: first operands */
-  float *query_columns, *gradient_columns; /* Q^T and dO^T [D, 32]: second operands */
-  float *query_rows, *gradient_rows;       /* Q and dO [32, D]: second operands */
-  float *scores, *dropped, *score_gradient; /* [keys, 32]: P^T, (F P)^T, dS^T */
-  float *first_operand, *second_operand;    /* packed copies of these */
-  float *across;                            /* [D, 32]: a result, transposed */
+  int64_t padded_length, padded_size;            /* rounded up to whole panels: there are no edges to cut */
+  float *keys, *values;                          /* packed rows of K and V: first operands */
+  float *keys_across, *values_across;            /* packed columns of K or V: first operands */
+  float *query_columns, *gradient_columns;       /* Q^T and dO^T [D, 32]: second operands */
+  float *query_rows, *gradient_rows;             /* Q and dO [32, D]: second operands */
+  float *scores, *dropped, *score_gradient;      /* [keys, 32]: P^T, (F P)^T, dS^T */
+  float *first_operand, *second_operand;         /* packed copies of these */
+  float *across;                                 /* [D, 32]: a result, transposed */
 } ft__attention_head;
 
 static float *ft__carve(char **memory, int64_t count) {
@@ -7898,7 +7998,8 @@ static float *ft__carve(char **memory, int64_t count) {
 static size_t ft__attention_layout(ft__attention_head *head, const ft_attention_call *call, const ft__micro *micro,
                                    bool backward, char *memory) {
   int64_t size = call->head_size, keys = ft__pieces(call->longest, micro->rows) * micro->rows;
-  int64_t across = ft__pieces(size, micro->rows) * micro->rows, wide = ft__pieces(size, micro->columns) * micro->columns;
+  int64_t across = ft__pieces(size, micro->rows) * micro->rows,
+          wide = ft__pieces(size, micro->columns) * micro->columns;
   char *end = memory;
   memset(head, 0, sizeof *head);
   head->keys = ft__carve(&end, keys * size);
@@ -7921,10 +8022,13 @@ static size_t ft__attention_layout(ft__attention_head *head, const ft_attention_
   return (size_t)(end - memory);
 }
 
-static void ft__attention_find(ft__attention_head *head, const ft_attention_call *call, int64_t piece) {
+static void ft__attention_find(ft__attention_head *head, const ft_attention_call *call, const ft__micro *micro,
+                               int64_t piece) {
   head->text = piece / call->heads, head->head = piece % call->heads;
   head->length = call->lengths[head->text], head->first = call->offsets[head->text];
   head->row = call->heads * call->head_size;
+  head->padded_length = ft__pieces(head->length, micro->rows) * micro->rows;
+  head->padded_size = ft__pieces(call->head_size, micro->rows) * micro->rows;
   head->start = head->first * head->row + head->head * call->head_size;
 }
 
@@ -7935,9 +8039,17 @@ static void ft__attention_clear_padding(const ft__attention_head *head, const ft
     memset(x + head->start + i * head->row, 0, (size_t)call->head_size * sizeof(float));
 }
 
+/* A head's rows lie far apart, a few cache lines each, which the processor does not foresee: ask for all of them at
+   once before they are packed. */
+static void ft__attention_prefetch(const ft__attention_head *head, const ft_attention_call *call, const float *x) {
+  int64_t i, d, rows = ft__smaller(head->length, 128);
+  for (i = 0; i < rows; ++i)
+    for (d = 0; d < call->head_size; d += FT__LANES) __builtin_prefetch(x + head->start + i * head->row + d);
+}
+
 /* packed = x^T [D, 32] as a second operand, from `count` rows of x; the other columns are 0. */
-static void ft__attention_pack_columns(const ft__attention_head *head, const ft_attention_call *call, const ft__micro *micro,
-                                       const float *x, int64_t count, float *packed) {
+static void ft__attention_pack_columns(const ft__attention_head *head, const ft_attention_call *call,
+                                       const ft__micro *micro, const float *x, int64_t count, float *packed) {
   int64_t i, size = call->head_size;
   for (i = 0; i < FT__QUERIES; i += micro->columns) {
     int64_t lines = i < count ? ft__smaller(micro->columns, count - i) : 0;
@@ -7963,22 +8075,25 @@ FT__INLINE void ft__attention_factors(const ft__attention_head *head, const ft_a
   ft__fill(&scale, ft__dropout_scale(&call->dropout));
   c[0] = (lane + (uint32_t)query) * 16384u + (uint32_t)(key / 4);
   ft__vector_random(&call->dropout, (uint32_t)(head->text * call->heads + head->head), c);
-  for (w = 0; w < 4; ++w) factor[w] = (ft__vector)((ft__integers)(c[w] >= threshold) & (ft__integers)scale);
+  for (w = 0; w < 4; ++w) {
+    ft__keep_mask(&c[w], threshold);
+    factor[w] = (ft__vector)(c[w] & (ft__word_lanes)scale);
+  }
 }
 
 /* Scores of 16 queries become exp(scale (s - max)), with dropout applied; inverse = 1 / their sum. */
 FT__INLINE void ft__attention_softmax(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
                                       float *scores, float *inverse) {
   int64_t i, j, w, length = head->length;
-  ft__vector largest = *(const ft__vector_memory *)scores, sum = {0}, v, factor[4];
+  ft__vector largest = *(const ft__vector_memory *)scores, sum = {0}, x, v, factor[4];
   float largest_lane[FT__LANES], sum_lane[FT__LANES];
   for (j = 1; j < length; ++j) {
     v = *(const ft__vector_memory *)(scores + j * FT__QUERIES);
-    largest = FT__SELECT(v > largest, v, largest);
+    largest = FT__SELECT(FT__IS_NEGATIVE(largest - v), v, largest);
   }
   for (j = 0; j < length; ++j) {
-    v = (*(const ft__vector_memory *)(scores + j * FT__QUERIES) - largest) * call->scale;
-    ft__vector_exp(&v);
+    v = x = (*(const ft__vector_memory *)(scores + j * FT__QUERIES) - largest) * call->scale;
+    ft__vector_exp_falling(&v), ft__keep_nan(&v, &x);
     *(ft__vector_memory *)(scores + j * FT__QUERIES) = v;
     sum = sum + v;
   }
@@ -7987,12 +8102,11 @@ FT__INLINE void ft__attention_softmax(const ft__attention_head *head, const ft_a
   *(ft__vector_memory *)sum_lane = sum;
   for (i = 0; call->log_sum && i < FT__LANES && query + i < length; ++i)
     call->log_sum[head->head * call->tokens + head->first + query + i] =
-        call->scale * largest_lane[i] + (float)log((double)sum_lane[i]);
+        call->scale * largest_lane[i] + logf(sum_lane[i]);
   if (!(call->dropout.probability > 0)) return;
   for (j = 0; j < length; j += 4) {
     ft__attention_factors(head, call, query, j, factor);
-    for (w = 0; w < 4 && j + w < length; ++w)
-      *(ft__vector_memory *)(scores + (j + w) * FT__QUERIES) *= factor[w];
+    for (w = 0; w < 4 && j + w < length; ++w) *(ft__vector_memory *)(scores + (j + w) * FT__QUERIES) *= factor[w];
   }
 }
 
@@ -8004,20 +8118,24 @@ FT__INLINE void ft__attention_piece(void *argument, int64_t piece, int thread) {
   float inverse[FT__QUERIES];
   ft__attention_head head;
   ft__attention_layout(&head, call, micro, false, job->memory + (size_t)thread * job->bytes);
-  ft__attention_find(&head, call, piece);
+  ft__attention_find(&head, call, micro, piece);
   ft__attention_clear_padding(&head, call, call->output);
   for (i = head.length; call->log_sum && i < call->offsets[head.text + 1] - head.first; ++i)
     call->log_sum[head.head * call->tokens + head.first + i] = 0;
+  ft__attention_prefetch(&head, call, call->key);
+  ft__attention_prefetch(&head, call, call->value);
+  ft__attention_prefetch(&head, call, call->query);
   ft__pack_all(head.keys, micro->rows, call->key + head.start, head.row, head.length, 1, size);
   ft__pack_all(head.values_across, micro->rows, call->value + head.start, 1, size, head.row, head.length);
   for (query = 0; query < head.length; query += FT__QUERIES) {
     int64_t count = ft__smaller(FT__QUERIES, head.length - query), place = head.start + query * head.row;
     ft__attention_pack_columns(&head, call, micro, call->query + place, count, head.query_columns);
-    ft__tiles(micro, head.length, FT__QUERIES, size, head.keys, head.query_columns, head.scores, FT__QUERIES, false);
+    ft__tiles(micro, head.padded_length, FT__QUERIES, size, head.keys, head.query_columns, head.scores, FT__QUERIES,
+              false);
     for (i = 0; i < FT__QUERIES; i += FT__LANES)
       ft__attention_softmax(&head, call, query + i, head.scores + i, inverse + i);
-    ft__tiles(micro, size, FT__QUERIES, head.length, head.values_across, ft__attention_second(&head, micro, head.scores),
-              head.across, FT__QUERIES, false);
+    ft__tiles(micro, head.padded_size, FT__QUERIES, head.length, head.values_across,
+              ft__attention_second(&head, micro, head.scores), head.across, FT__QUERIES, false);
     for (d = 0; d < size; ++d)
       for (i = 0; i < FT__QUERIES; i += FT__LANES)
         *(ft__vector_memory *)(head.across + d * FT__QUERIES + i) *= *(const ft__vector_memory *)(inverse + i);
@@ -8027,8 +8145,8 @@ FT__INLINE void ft__attention_piece(void *argument, int64_t piece, int thread) {
 FT__TASKS(ft__attention_piece)
 
 /* For 16 queries: S^T -> P^T, (F P)^T beside it, and dP^T -> dS^T (times scale). */
-FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
-                                             int64_t lane) {
+FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, const ft_attention_call *call,
+                                             int64_t query, int64_t lane) {
   int64_t j, w, length = head->length;
   float *scores = head->scores + lane, *dropped = head->dropped + lane, *gradient = head->score_gradient + lane;
   ft__vector log_sum, row_sum = {0}, p, dp, factor[4];
@@ -8058,8 +8176,9 @@ FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, con
 }
 
 /* gradient [keys, D] (+)= x^T [keys, 32] rows [32, D] */
-static void ft__attention_add_product(const ft__attention_head *head, const ft_attention_call *call, const ft__micro *micro,
-                                      const float *x, const float *rows, int64_t count, float *gradient, bool add) {
+static void ft__attention_add_product(const ft__attention_head *head, const ft_attention_call *call,
+                                      const ft__micro *micro, const float *x, const float *rows, int64_t count,
+                                      float *gradient, bool add) {
   ft__pack_all(head->first_operand, micro->rows, x, FT__QUERIES, head->length, 1, count);
   ft__tiles(micro, head->length, call->head_size, count, head->first_operand, rows, gradient + head->start, head->row,
             add);
@@ -8072,10 +8191,14 @@ FT__INLINE void ft__attention_backward_piece(void *argument, int64_t piece, int 
   int64_t i, query, size = call->head_size;
   ft__attention_head head;
   ft__attention_layout(&head, call, micro, true, job->memory + (size_t)thread * job->bytes);
-  ft__attention_find(&head, call, piece);
+  ft__attention_find(&head, call, micro, piece);
   ft__attention_clear_padding(&head, call, call->query_gradient);
   ft__attention_clear_padding(&head, call, call->key_gradient);
   ft__attention_clear_padding(&head, call, call->value_gradient);
+  ft__attention_prefetch(&head, call, call->key);
+  ft__attention_prefetch(&head, call, call->value);
+  ft__attention_prefetch(&head, call, call->query);
+  ft__attention_prefetch(&head, call, call->output_gradient);
   ft__pack_all(head.keys, micro->rows, call->key + head.start, head.row, head.length, 1, size);
   ft__pack_all(head.values, micro->rows, call->value + head.start, head.row, head.length, 1, size);
   ft__pack_all(head.keys_across, micro->rows, call->key + head.start, 1, size, head.row, head.length);
@@ -8086,15 +8209,16 @@ FT__INLINE void ft__attention_backward_piece(void *argument, int64_t piece, int 
     ft__attention_pack_columns(&head, call, micro, output_gradient, count, head.gradient_columns);
     ft__pack_all(head.query_rows, micro->columns, q, 1, size, head.row, count);
     ft__pack_all(head.gradient_rows, micro->columns, output_gradient, 1, size, head.row, count);
-    ft__tiles(micro, head.length, FT__QUERIES, size, head.keys, head.query_columns, head.scores, FT__QUERIES, false);
-    ft__tiles(micro, head.length, FT__QUERIES, size, head.values, head.gradient_columns, head.score_gradient,
+    ft__tiles(micro, head.padded_length, FT__QUERIES, size, head.keys, head.query_columns, head.scores, FT__QUERIES,
+              false);
+    ft__tiles(micro, head.padded_length, FT__QUERIES, size, head.values, head.gradient_columns, head.score_gradient,
               FT__QUERIES, false);
     for (i = 0; i < FT__QUERIES; i += FT__LANES) ft__attention_score_gradient(&head, call, query + i, i);
     ft__attention_add_product(&head, call, micro, head.dropped, head.gradient_rows, count, call->value_gradient,
                               query > 0);
     ft__attention_add_product(&head, call, micro, head.score_gradient, head.query_rows, count, call->key_gradient,
                               query > 0);
-    ft__tiles(micro, size, FT__QUERIES, head.length, head.keys_across,
+    ft__tiles(micro, head.padded_size, FT__QUERIES, head.length, head.keys_across,
               ft__attention_second(&head, micro, head.score_gradient), head.across, FT__QUERIES, false);
     ft__transpose(head.across, FT__QUERIES, call->query_gradient + place, head.row, size, count);
   }
@@ -8120,7 +8244,9 @@ static void ft__attention_run(ft_context *context, const ft_attention_call *call
   if (job.memory != (char *)ft__scratch(context, 0)) ft__cpu_release(context, job.memory);
 }
 
-static void ft__attention_fast(ft_context *context, const ft_attention_call *call) { ft__attention_run(context, call, false); }
+static void ft__attention_fast(ft_context *context, const ft_attention_call *call) {
+  ft__attention_run(context, call, false);
+}
 
 static void ft__attention_backward_fast(ft_context *context, const ft_attention_call *call) {
   ft__attention_run(context, call, true);
@@ -8149,7 +8275,8 @@ static void ft__embedding_backward_columns(const ft_embedding_call *call, int64_
     const ft_real *dy = call->y_gradient + t * columns;
     ft_real *word = call->words_gradient ? call->words_gradient + call->ids[t] * columns : NULL;
     ft_real *position = call->positions_gradient ? call->positions_gradient + call->position_ids[t] * columns : NULL;
-    ft_real *type = call->types_gradient ? call->types_gradient + (call->type_ids ? call->type_ids[t] : 0) * columns : NULL;
+    ft_real *type =
+        call->types_gradient ? call->types_gradient + (call->type_ids ? call->type_ids[t] : 0) * columns : NULL;
     for (j = begin; word && j < end; ++j) word[j] += dy[j];
     for (j = begin; position && j < end; ++j) position[j] += dy[j];
     for (j = begin; type && j < end; ++j) type[j] += dy[j];
@@ -8215,8 +8342,7 @@ static void ft__embedding_fast(ft_context *context, const ft_embedding_call *cal
 
 static void ft__embedding_backward_fast(ft_context *context, const ft_embedding_call *call) {
   ft__parallel_for(context, ft__pieces(call->columns, FT__COLUMNS),
-                   ft__embedding_backward_piece_tasks[FT__INSTRUCTION_SET()],
-                   (void *)call);
+                   ft__embedding_backward_piece_tasks[FT__INSTRUCTION_SET()], (void *)call);
 }
 #endif
 
@@ -8269,8 +8395,8 @@ static void ft__pointwise_loss_plain(ft_context *context, const ft_pointwise_los
   (void)context;
   for (i = 0; i < call->count; ++i) {
     double x = (double)call->x[i], target = (double)call->targets[i];
-    sum += call->binary_cross_entropy ? (x > 0 ? x : 0) - x * target + log1p(exp(-fabs(x)))
-                                      : (x - target) * (x - target);
+    sum +=
+        call->binary_cross_entropy ? (x > 0 ? x : 0) - x * target + log1p(exp(-fabs(x))) : (x - target) * (x - target);
   }
   call->loss[0] = (ft_real)(sum / (double)call->divisor);
 }
@@ -8289,26 +8415,26 @@ static void ft__pointwise_loss_backward_plain(ft_context *context, const ft_poin
 /* A masked-language-model loss has a whole vocabulary of columns: vectors of exponentials, and rows in parallel. */
 typedef struct ft__entropy_job {
   const ft_cross_entropy_call *call;
-  double *losses;     /* [rows]: forward */
+  double *losses; /* [rows]: forward */
   int64_t group_rows;
 } ft__entropy_job;
 
 FT__INLINE double ft__log_sum_exp_vector(int64_t columns, const float *x) {
   float largest = x[0], correction;
-  ft__vector top, v, sum = {0};
+  ft__vector top, v, shifted, sum = {0};
   int64_t j, whole = columns / FT__LANES * FT__LANES;
   double total;
   ft__fill(&top, largest);
   for (j = 0; j < whole; j += FT__LANES) {
     v = *(const ft__vector_memory *)(x + j);
-    top = FT__SELECT(v > top, v, top);
+    top = FT__SELECT(FT__IS_NEGATIVE(top - v), v, top);
   }
   largest = ft__largest_lane(&top);
   for (; j < columns; ++j)
     if (x[j] > largest) largest = x[j];
   for (j = 0; j < whole; j += FT__LANES) {
-    v = *(const ft__vector_memory *)(x + j) - largest;
-    ft__vector_exp(&v);
+    v = shifted = *(const ft__vector_memory *)(x + j) - largest;
+    ft__vector_exp_falling(&v), ft__keep_nan(&v, &shifted);
     sum = sum + v;
   }
   correction = ft__sum_lanes(&sum);
@@ -8334,7 +8460,8 @@ FT__TASKS(ft__entropy_piece)
 FT__INLINE void ft__entropy_backward_piece(void *argument, int64_t piece, int thread) {
   const ft__entropy_job *job = (const ft__entropy_job *)argument;
   const ft_cross_entropy_call *call = job->call;
-  int64_t j, columns = call->columns, row = piece * job->group_rows, end = ft__smaller(call->rows, row + job->group_rows);
+  int64_t j, columns = call->columns, row = piece * job->group_rows,
+             end = ft__smaller(call->rows, row + job->group_rows);
   float scale = call->loss_gradient[0] / call->divisor;
   (void)thread;
   for (; row < end; ++row) {
@@ -8369,7 +8496,8 @@ static void ft__cross_entropy_fast(ft_context *context, const ft_cross_entropy_c
     return;
   }
   job.call = call, job.losses = (double *)ft__scratch(context, 0), job.group_rows = ft__entropy_group_rows(call);
-  ft__parallel_for(context, ft__pieces(call->rows, job.group_rows), ft__entropy_piece_tasks[FT__INSTRUCTION_SET()], &job);
+  ft__parallel_for(context, ft__pieces(call->rows, job.group_rows), ft__entropy_piece_tasks[FT__INSTRUCTION_SET()],
+                   &job);
   for (i = 0; i < call->rows; ++i) sum += job.losses[i];
   call->loss[0] = (float)(sum / (double)call->divisor);
 }
@@ -8566,9 +8694,12 @@ static const ft_backend ft__backend_fast = {"cpu",
 FT_API const char *ft_cpu_instruction_set(void) {
 #if FT__FAST
   switch (FT__INSTRUCTION_SET()) {
-    case FT__AVX512: return "AVX-512";
-    case FT__AVX2: return "AVX2";
-    default: break;
+    case FT__AVX512:
+      return "AVX-512";
+    case FT__AVX2:
+      return "AVX2";
+    default:
+      break;
   }
 #if defined(__aarch64__)
   return "NEON";
@@ -8697,7 +8828,8 @@ static bool ft__check_shape(ft_context *context, int dimensions, const int64_t *
   return true;
 }
 
-FT_API ft_tensor *ft_tensor_create(ft_context *context, ft_dtype dtype, int dimensions, const int64_t *shape) {
+/* A persistent tensor that has its shape, but no memory yet. */
+static ft_tensor *ft__tensor_outline(ft_context *context, ft_dtype dtype, int dimensions, const int64_t *shape) {
   ft_tensor *tensor;
   if (dtype != FT_F32 && dtype != FT_I32) {
     ft__error(context, FT_ERROR_UNSUPPORTED, "tensors hold F32 or I32, not %s", ft_dtype_name(dtype));
@@ -8710,21 +8842,30 @@ FT_API ft_tensor *ft_tensor_create(ft_context *context, ft_dtype dtype, int dime
   tensor->persistent = true;
   tensor->owner = context;
   ft__set_shape(tensor, dimensions, shape);
-  tensor->data = context->backend->allocate(context, ft__tensor_bytes(tensor));
-  if (!tensor->data) {
-    ft__error(context, FT_ERROR_MEMORY, "out of memory: a tensor of %zu bytes", ft__tensor_bytes(tensor));
-    ft__release(context, tensor);
-    return NULL;
-  }
-  context->backend->zero(context, tensor->data, ft__tensor_bytes(tensor));
   return tensor;
+}
+
+/* Its memory, zero-filled. */
+static ft_status ft__tensor_allocate(ft_context *context, ft_tensor *tensor) {
+  tensor->data = context->backend->allocate(context, ft__tensor_bytes(tensor));
+  if (!tensor->data)
+    return ft__error(context, FT_ERROR_MEMORY, "out of memory: a tensor of %zu bytes", ft__tensor_bytes(tensor));
+  context->backend->zero(context, tensor->data, ft__tensor_bytes(tensor));
+  return FT_OK;
+}
+
+FT_API ft_tensor *ft_tensor_create(ft_context *context, ft_dtype dtype, int dimensions, const int64_t *shape) {
+  ft_tensor *tensor = ft__tensor_outline(context, dtype, dimensions, shape);
+  if (!tensor || ft__tensor_allocate(context, tensor) == FT_OK) return tensor;
+  ft_tensor_free(tensor);
+  return NULL;
 }
 
 FT_API void ft_tensor_free(ft_tensor *tensor) {
   ft_context *context;
   if (!tensor || !tensor->persistent) return;
   context = tensor->owner;
-  context->backend->release(context, tensor->data);
+  if (tensor->data) context->backend->release(context, tensor->data);
   if (tensor->gradient) context->backend->release(context, tensor->gradient);
   ft__release(context, tensor);
 }
@@ -8759,20 +8900,28 @@ static ft_status ft__check_contiguous(ft_context *context, const ft_tensor *tens
   return ft__error(context, FT_ERROR_SHAPE, "%s wants a contiguous tensor, not a view: see ft_contiguous", what);
 }
 
+/* What a function answers that was given a NULL: the error that made it, or an error of its own. */
+static ft_status ft__null_status(ft_context *context, const char *message) {
+  ft__null_argument(context, message);
+  return context->status;
+}
+
 FT_API ft_status ft_tensor_write(ft_context *context, ft_tensor *tensor, const void *values) {
-  if (!tensor || ft__check_contiguous(context, tensor, "ft_tensor_write") != FT_OK) return context->status;
+  if (!tensor) return ft__null_status(context, "ft_tensor_write needs a tensor");
+  if (ft__check_contiguous(context, tensor, "ft_tensor_write") != FT_OK) return context->status;
   context->backend->write(context, tensor->data, values, ft__tensor_bytes(tensor));
   return FT_OK;
 }
 
 FT_API ft_status ft_tensor_read(ft_context *context, const ft_tensor *tensor, void *values) {
-  if (!tensor || ft__check_contiguous(context, tensor, "ft_tensor_read") != FT_OK) return context->status;
+  if (!tensor) return ft__null_status(context, "ft_tensor_read needs a tensor");
+  if (ft__check_contiguous(context, tensor, "ft_tensor_read") != FT_OK) return context->status;
   context->backend->read(context, tensor->data, values, ft__tensor_bytes(tensor));
   return FT_OK;
 }
 
 FT_API ft_status ft_gradient_read(ft_context *context, const ft_tensor *tensor, ft_real *values) {
-  if (!tensor) return context->status;
+  if (!tensor) return ft__null_status(context, "ft_gradient_read needs a tensor");
   if (tensor->gradient && tensor->gradient_is_set)
     context->backend->read(context, tensor->gradient, values, ft__tensor_bytes(tensor));
   else
@@ -8882,8 +9031,8 @@ FT_API ft_status ft_backward(ft_context *context, ft_tensor *loss) {
   ft_real *gradient;
   ft__node *node;
   bool accumulate;
-  ft_status status = FT_OK;
-  if (!loss) return context->status;
+  ft_status status = FT_OK, before = context->status; /* of some earlier call */
+  if (!loss) return ft__null_status(context, "ft_backward needs a loss");
   if (ft_tensor_count(loss) != 1) {
     char shape[100];
     return ft__error(context, FT_ERROR_SHAPE, "ft_backward starts at a loss of one element, not at one of shape %s",
@@ -8905,6 +9054,7 @@ FT_API ft_status ft_backward(ft_context *context, ft_tensor *loss) {
     output->gradient = NULL;
     output->gradient_is_set = false;
   }
+  if (status == FT_OK) context->status = before;
   return status;
 }
 
@@ -9054,8 +9204,7 @@ FT_API ft_tensor *ft_divide(ft_context *context, ft_tensor *a, ft_tensor *b) {
   return ft__binary(context, FT_DIVIDE, a, b);
 }
 
-/* ---- scaled sums: y = factor * sum of x over what is 1 in y's shape. Scaling, sums, means and copies are all this
- * ---- */
+/* ---- scaled sums: y = factor * sum of x over what is 1 in y's shape: scaling, sums, means and copies in one ---- */
 
 static void ft__scaled_sum_forward(ft_context *context, ft__node *node) {
   ft__layout x = ft__layout_of(node->input[0]), y = ft__layout_of(node->output);
@@ -9862,7 +10011,7 @@ static void ft__batch_put(ft_batch *batch, int64_t index, const int32_t *ids, co
 FT_API ft_status ft_batch_select(ft_context *context, ft_batch *batch, const ft_encoded *encoded, const int64_t *rows,
                                  int64_t count) {
   int64_t i, tokens = 0;
-  if (!encoded) return context->status;
+  if (!encoded) return ft__null_status(context, "ft_batch_select needs encoded texts");
   for (i = 0; i < count; ++i) {
     if (rows[i] < 0 || rows[i] >= encoded->rows)
       return ft__error(context, FT_ERROR_ARGUMENT, "ft_batch_select: row %lld of %lld", (long long)rows[i],
@@ -9933,7 +10082,8 @@ static bool ft__select_rows(ft_context *context, void *to_address, const void *f
   return to != NULL;
 }
 
-FT_API ft_dataset *ft_dataset_select(ft_context *context, const ft_dataset *dataset, const int64_t *rows, int64_t count) {
+FT_API ft_dataset *ft_dataset_select(ft_context *context, const ft_dataset *dataset, const int64_t *rows,
+                                     int64_t count) {
   ft__dataset *part;
   int64_t i;
   bool ok;
@@ -10243,6 +10393,27 @@ static ft_task ft__config_task(const ft_json *json, int labels) {
   return labels == 1 ? FT_TASK_REGRESSION : FT_TASK_SINGLE_LABEL;
 }
 
+/* Label names from id2label, {"0": "negative", ..}: every number below its size must be there. */
+static bool ft__config_label_names(ft_context *context, ft_model *model, const ft_json *names, const char *file) {
+  const ft_json *name;
+  int i, labels = model->config.labels;
+  for (name = names->child; name; name = name->next) {
+    char number[32];
+    long index = strtol(name->key, NULL, 10);
+    snprintf(number, sizeof number, "%ld", index);
+    if (index < 0 || index >= labels || strcmp(number, name->key) != 0 || name->type != FT_JSON_STRING) continue;
+    ft__release(context, model->label_names[index]);
+    model->label_names[index] = ft__string_copy(context, name->string, strlen(name->string));
+    if (!model->label_names[index]) return false;
+  }
+  for (i = 0; i < labels; ++i) {
+    if (model->label_names[i]) continue;
+    ft__error(context, FT_ERROR_FORMAT, "%s: id2label has no entry \"%d\" among its %d", file, i, labels);
+    return false;
+  }
+  return true;
+}
+
 /* Label names: the options', else the file's id2label, else LABEL_0, .. */
 static bool ft__config_labels(ft_context *context, ft_model *model, const ft_model_options *options, const char *file) {
   const ft_json *names = ft_json_get(model->config_file, "id2label");
@@ -10255,21 +10426,11 @@ static bool ft__config_labels(ft_context *context, ft_model *model, const ft_mod
   model->label_names = (char **)ft__allocate_zero(context, (size_t)config->labels * sizeof(char *));
   if (!model->label_names) return false;
   config->label_names = (const char *const *)model->label_names;
+  if (config->labels == in_file && !options->label_names) return ft__config_label_names(context, model, names, file);
   for (i = 0; i < config->labels; ++i) {
     char number[32];
-    const ft_json *name;
-    const char *text = number;
-    snprintf(number, sizeof number, "%d", i);
-    name = config->labels == in_file ? ft_json_get(names, number) : NULL;
+    const char *text = options->label_names ? options->label_names[i] : number;
     snprintf(number, sizeof number, "LABEL_%d", i);
-    if (options->label_names)
-      text = options->label_names[i];
-    else if (name && name->type == FT_JSON_STRING)
-      text = name->string;
-    else if (config->labels == in_file) {
-      ft__error(context, FT_ERROR_FORMAT, "%s: id2label has no entry \"%d\" among its %d", file, i, in_file);
-      return false;
-    }
     if (!(model->label_names[i] = ft__string_copy(context, text, strlen(text)))) return false;
   }
   return true;
@@ -10277,7 +10438,8 @@ static bool ft__config_labels(ft_context *context, ft_model *model, const ft_mod
 
 /* ---- parameters ---- */
 
-/* Makes one tensor and its place in the list. The tensor of a shapes-only model has no memory. */
+/* Makes one tensor and its place in the list. Its memory comes with its values, once the file has been seen to hold
+   them. */
 static ft_tensor *ft__add_parameter(ft_context *context, ft_model *model, const char *name, const char *suffix,
                                     int dimensions, int64_t rows, int64_t columns, bool decays) {
   ft_parameter *parameter;
@@ -10295,12 +10457,7 @@ static ft_tensor *ft__add_parameter(ft_context *context, ft_model *model, const 
   memcpy(full + length, suffix, strlen(suffix) + 1);
   parameter->name = full;
   ++model->parameter_count;
-  if (model->shapes_only) {
-    if ((parameter->tensor = (ft_tensor *)ft__allocate_zero(context, sizeof *parameter->tensor)) != NULL)
-      ft__set_shape(parameter->tensor, dimensions, shape);
-  } else {
-    parameter->tensor = ft_tensor_create(context, FT_F32, dimensions, shape);
-  }
+  parameter->tensor = ft__tensor_outline(context, FT_F32, dimensions, shape);
   if (!parameter->tensor) return NULL;
   parameter->tensor->name = full;
   parameter->tensor->requires_gradient = true;
@@ -10456,14 +10613,16 @@ static ft_status ft__load_parameter(ft_context *context, ft_model *model, ft_saf
   }
   values = (float *)ft__allocate(context, (size_t)entry->count * sizeof *values);
   if (!values) return context->status;
-  status = ft_safetensors_read_float(context, file, entry, values);
+  status = ft__tensor_allocate(context, parameter->tensor);
+  if (status == FT_OK) status = ft_safetensors_read_float(context, file, entry, values);
   if (status == FT_OK) status = ft__write_floats(context, parameter->tensor, values);
   ft__release(context, values);
   parameter->loaded = status == FT_OK;
   return status;
 }
 
-/* Tensors that published files carry and no model here needs: position numbers, heads of pretraining on sentence pairs. */
+/* Tensors that published files carry and no model here needs: position numbers, heads of pretraining on sentence pairs.
+   */
 static bool ft__is_ignored(const char *name) {
   size_t length = strlen(name);
   return (length >= 12 && strcmp(name + length - 12, "position_ids") == 0) ||
@@ -10525,7 +10684,8 @@ static ft_status ft__initialize_parameter(ft_context *context, ft_model *model, 
   } else if (strstr(tensor->name, "orm.weight")) {
     for (i = 0; i < task.count; ++i) task.values[i] = 1;
   }
-  status = ft_tensor_write(context, tensor, task.values);
+  status = ft__tensor_allocate(context, tensor);
+  if (status == FT_OK) status = ft_tensor_write(context, tensor, task.values);
   ft__release(context, task.values);
   return status;
 }
@@ -10586,8 +10746,7 @@ static ft_status ft__load_or_initialize(ft_context *context, ft_model *model, co
 /* Where config.json is: in the directory, unless what was given is a .json file itself. */
 static char *ft__config_path(ft_context *context, const char *directory) {
   size_t length = strlen(directory);
-  if (length >= 5 && strcmp(directory + length - 5, ".json") == 0)
-    return ft__string_copy(context, directory, length);
+  if (length >= 5 && strcmp(directory + length - 5, ".json") == 0) return ft__string_copy(context, directory, length);
   return ft__path_join(context, directory, "config.json");
 }
 
@@ -10626,10 +10785,7 @@ FT_API void ft_model_free(ft_model *model) {
   context = model->owner;
   for (i = 0; i < model->parameter_count; ++i) {
     ft_parameter *parameter = &model->parameters[i];
-    if (model->shapes_only)
-      ft__release(context, parameter->tensor);
-    else
-      ft_tensor_free(parameter->tensor);
+    ft_tensor_free(parameter->tensor);
     ft__release(context, (char *)(uintptr_t)parameter->name);
   }
   for (i = 0; i < model->unexpected_count; ++i) ft__release(context, model->unexpected[i]);
@@ -10746,7 +10902,7 @@ FT_API ft_status ft_model_save(ft_context *context, const ft_model *model, const
   ft__string text;
   ft_status status;
   char *path;
-  if (!model) return context->status;
+  if (!model) return ft__null_status(context, "ft_model_save needs a model");
   if (model->shapes_only)
     return ft__error(context, FT_ERROR_ARGUMENT, "a model loaded without weights cannot be saved");
   if ((status = ft__directory_create(context, directory)) != FT_OK) return status;
@@ -10903,7 +11059,7 @@ FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, co
   memset(output, 0, sizeof *output);
   memset(&run, 0, sizeof run);
   memset(&none, 0, sizeof none);
-  if (!model || !batch) return context->status;
+  if (!model || !batch) return ft__null_status(context, "ft_model_forward needs a model and a batch");
   if (!options) options = &none;
   if (model->shapes_only) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights");
   run.model = model;
@@ -11034,7 +11190,8 @@ FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *o
   double sum = 0;
   int64_t i;
   *norm = 0;
-  if (!optimizer || ft__check_gradients(context, optimizer) != FT_OK) return context->status;
+  if (!optimizer) return ft__null_status(context, "ft_optimizer_gradient_norm needs an optimizer");
+  if (ft__check_gradients(context, optimizer) != FT_OK) return context->status;
   for (i = 0; i < optimizer->count; ++i) {
     const ft_tensor *tensor = optimizer->parameters[i].tensor;
     sum += context->backend->sum_of_squares(context, ft_tensor_count(tensor), (const ft_real *)tensor->gradient);
@@ -11047,7 +11204,8 @@ FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer,
                                    double gradient_scale) {
   ft_adamw_step step;
   int64_t i;
-  if (!optimizer || ft__check_gradients(context, optimizer) != FT_OK) return context->status;
+  if (!optimizer) return ft__null_status(context, "ft_optimizer_step needs an optimizer");
+  if (ft__check_gradients(context, optimizer) != FT_OK) return context->status;
   step.step = ++optimizer->step;
   step.learning_rate = learning_rate;
   step.gradient_scale = gradient_scale;
@@ -11074,15 +11232,12 @@ FT_API double ft_clip_factor(double norm, double max_norm) {
 }
 
 FT_API double ft_schedule_factor(ft_schedule schedule, int64_t step, int64_t warmup_steps, int64_t total_steps) {
-  double progress;
-  if (step < warmup_steps) return (double)step / (double)(warmup_steps > 1 ? warmup_steps : 1);
-  if (schedule == FT_SCHEDULE_CONSTANT) return 1;
-  progress = (double)(step - warmup_steps) / (double)(total_steps - warmup_steps > 1 ? total_steps - warmup_steps : 1);
-  if (schedule == FT_SCHEDULE_COSINE) {
-    double factor = 0.5 * (1 + cos(3.141592653589793 * progress));
-    return factor > 0 ? factor : 0;
-  }
-  return progress < 1 ? 1 - progress : 0;
+  double decay_steps = (double)(total_steps - warmup_steps > 1 ? total_steps - warmup_steps : 1), factor = 1;
+  if (step < warmup_steps) return (double)step / (double)warmup_steps;
+  if (schedule == FT_SCHEDULE_LINEAR) factor = (double)(total_steps - step) / decay_steps;
+  if (schedule == FT_SCHEDULE_COSINE)
+    factor = 0.5 * (1 + cos(3.141592653589793 * (double)(step - warmup_steps) / decay_steps));
+  return factor > 0 ? factor : 0;
 }
 
 FT_API bool ft_schedule_parse(const char *name, ft_schedule *schedule) {
@@ -11218,7 +11373,7 @@ FT_API ft_status ft_metrics_compute(ft_context *context, const ft_dataset *datas
   ft__counts *counts;
   double loss = metrics->loss;
   size_t classes;
-  if (!dataset) return context->status;
+  if (!dataset || !logits) return ft__null_status(context, "ft_metrics_compute needs a dataset and logits");
   if (!dataset->labels && !dataset->targets)
     return ft__error(context, FT_ERROR_ARGUMENT, "%s has no labels to compare with", dataset->name);
   ft_metrics_free(metrics);
@@ -11320,7 +11475,7 @@ static ft_status ft__run_over(ft_context *context, const ft_model *model, const 
   ft_batch batch;
   ft_status status = FT_OK;
   int64_t start, *order;
-  if (!model || !encoded) return context->status;
+  if (!model || !encoded) return ft__null_status(context, "scoring needs a model and encoded texts");
   memset(&batch, 0, sizeof batch);
   memset(&options, 0, sizeof options);
   options.no_head = no_head;
@@ -11379,7 +11534,8 @@ static ft_status ft__mean_loss(ft_context *context, const ft_model *model, const
 }
 
 FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *model, const ft_dataset *dataset) {
-  if (!model || !dataset) return context->status;
+  if (!model || !dataset) return ft__null_status(context, "there is no model or no dataset");
+  if (!model->has_head) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without its head");
   if (dataset->rows < 1) return ft__error(context, FT_ERROR_ARGUMENT, "%s holds no rows", dataset->name);
   if (!dataset->labels && !dataset->targets)
     return ft__error(context, FT_ERROR_ARGUMENT, "%s has no labels", dataset->name);
@@ -11396,8 +11552,11 @@ FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const f
   float *logits;
   double loss = 0;
   ft_status status;
-  if (!model || !dataset || !encoded) return context->status;
+  if (!encoded) return ft__null_status(context, "ft_evaluate needs encoded texts");
   if ((status = ft_model_check_dataset(context, model, dataset)) != FT_OK) return status;
+  if (encoded->rows != dataset->rows)
+    return ft__error(context, FT_ERROR_ARGUMENT, "ft_evaluate: %lld encoded texts, but %s has %lld rows",
+                     (long long)encoded->rows, dataset->name, (long long)dataset->rows);
   logits = (float *)ft__allocate(context, (size_t)(dataset->rows * model->config.labels) * sizeof *logits);
   if (!logits) return context->status;
   status = ft_predict(context, model, encoded, batch_size, logits);
@@ -11473,7 +11632,7 @@ FT_API void ft_snapshot_free(ft_snapshot *snapshot) {
 FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model) {
   int64_t i;
   ft_status status = FT_OK;
-  if (!snapshot || !model) return context->status;
+  if (!snapshot || !model) return ft__null_status(context, "ft_snapshot_take needs a snapshot and a model");
   for (i = 0; status == FT_OK && i < snapshot->count; ++i)
     if (snapshot->values[i])
       status = ft_tensor_read(context, ft_model_parameter(model, i)->tensor, snapshot->values[i]);
@@ -11503,7 +11662,7 @@ FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *mode
 FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model) {
   int64_t i;
   ft_status status = FT_OK;
-  if (!snapshot || !model) return context->status;
+  if (!snapshot || !model) return ft__null_status(context, "ft_snapshot_restore needs a snapshot and a model");
   for (i = 0; status == FT_OK && i < snapshot->count; ++i)
     if (snapshot->values[i])
       status = ft_tensor_write(context, ft_model_parameter(model, i)->tensor, snapshot->values[i]);
@@ -11764,7 +11923,10 @@ FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokeniz
   if (!result) result = &unused;
   memset(result, 0, sizeof *result);
   if (!context) return FT_ERROR_MEMORY;
-  if (!model || !tokenizer || !train) return ft_error_status(context);
+  if (!model || !tokenizer || !train) /* a NULL that an earlier failure made leaves its message in place */
+    return ft_error_status(context) != FT_OK
+               ? ft_error_status(context)
+               : ft_error_set(context, FT_ERROR_ARGUMENT, "ft_train needs a model, a tokenizer and a dataset");
   if ((status = ft_model_check_dataset(context, model, train)) != FT_OK) return status;
   if (evaluation && ((status = ft_model_check_dataset(context, model, evaluation)) != FT_OK ||
                      (status = ft__check_same_labels(context, train, evaluation)) != FT_OK))
@@ -11795,4 +11957,6 @@ FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokeniz
 
 /* ---------------------------------------------------------------------------------------------------------------------
    Licence: CC0 1.0 Universal. To the extent possible under law, the authors have waived all copyright and related or
-   neighbouring rights to this work. It comes without any warranty. https://creativecommons.org/publicdomain/zero/1.0/ */
+   neighbouring rights to this work. It comes without any warranty.
+   https://creativecommons.org/publicdomain/zero/1.0/
+   */
