@@ -1,4 +1,4 @@
-/* files.h - a temporary directory for a test program, and small files in it. Include it after finetune.h and check.h. */
+/* files.h - a temporary directory and small files for a test program. Include it after finetune.h and check.h. */
 #ifndef FILES_H
 #define FILES_H
 #include <dirent.h>
@@ -44,7 +44,8 @@ FT__UNUSED static void files_end(const char *directory) {
   DIR *list = opendir(directory);
   struct dirent *entry;
   while (list && (entry = readdir(list)) != NULL)
-    if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) remove(files_path(directory, entry->d_name));
+    if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+      remove(files_path(directory, entry->d_name));
   if (list) closedir(list);
   CHECK(remove(directory) == 0);
 }
