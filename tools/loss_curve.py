@@ -215,7 +215,7 @@ def command_plot(args):
     top.set_ylabel("training loss")
     top.set_ylim(bottom=0)
     top.set_title(args.title, loc="left", fontsize=10)
-    top.legend(frameon=False, loc="upper right")
+    top.legend(frameon=False, loc="lower left")
 
     shown = [difference if difference > 0 else math.nan for difference in differences]  # a log scale has no zero
     bottom.plot(steps, shown, color="#5c5c5c", linewidth=0.9)

@@ -405,7 +405,7 @@ static bool verify_step(verify_state *v, ft_optimizer *optimizer, int64_t step, 
   char prefix[32];
   verify_batch b;
   ft_output output;
-  double norm, rate, max_norm = verify_number(v, "max_grad_norm", 1.0);
+  double norm = 0, rate, max_norm = verify_number(v, "max_grad_norm", 1.0);
   ft_schedule schedule = FT_SCHEDULE_LINEAR;
   const char *name = ft_safetensors_metadata(v->golden, "scheduler");
   ft_tensor *loss;
