@@ -1232,8 +1232,9 @@ FT_API double ft_seconds(void) {
 
    A pool of threads that runs `task(argument, piece)` for piece = 0 .. count - 1. Pieces are handed out one at a time
    by an atomic counter; since what a piece computes depends on the piece alone, results are the same for any number of
-   threads. The caller takes pieces too. Waiting threads spin a moment, because a training step hands out work every
-   few microseconds, and then sleep. */
+   threads. The caller takes pieces too, and waits for pieces, not for threads: on a busy machine it does not stand still
+   until a worker that has nothing left to do was woken. Waiting threads spin a moment, because a training step hands out
+   work every few microseconds, and then sleep. */
 
 typedef void (*ft__task)(void *argument, int64_t piece, int thread);
 
@@ -1292,25 +1293,40 @@ typedef struct ft__worker {
   int index; /* 1 .. workers; the caller is 0 */
 } ft__worker;
 
+typedef struct ft__job {
+  ft__task task;
+  void *argument;
+  int64_t count;
+  uint32_t generation; /* which job this is */
+} ft__job;
+
 struct ft__pool {
   ft_context *context;
   ft__mutex mutex;
   ft__condition work_arrived, work_done;
-  ft__task task; /* the current job, written under the mutex before `generation` changes */
-  void *argument;
-  int64_t count;
-  int64_t next;   /* next piece to hand out: atomic */
-  int generation; /* counts jobs: atomic */
-  int busy;       /* workers that have not finished the current job: atomic */
+  ft__job job;     /* the latest; read and written under the mutex */
+  uint64_t ticket; /* its generation << 32 | its next piece to hand out: atomic */
+  int64_t done;    /* its pieces that are finished: atomic */
   bool quit;
   int workers;        /* threads started: ft_context.threads - 1 */
   ft__worker *worker; /* [workers] */
 };
 
-static void ft__pool_run_pieces(ft__pool *pool, int thread) {
-  int64_t piece;
-  while ((piece = __atomic_fetch_add(&pool->next, 1, __ATOMIC_RELAXED)) < pool->count)
-    pool->task(pool->argument, piece, thread);
+/* Takes pieces of a job until none is left, or another job has taken its place. Each piece is drawn by moving the ticket
+   on, which succeeds for one thread only and only while the ticket is this job's. */
+static void ft__pool_take_pieces(ft__pool *pool, const ft__job *job, int thread) {
+  uint64_t ticket = __atomic_load_n(&pool->ticket, __ATOMIC_ACQUIRE);
+  while ((uint32_t)(ticket >> 32) == job->generation && (int64_t)(ticket & UINT32_MAX) < job->count) {
+    if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+      continue; /* another thread was faster; `ticket` is now what it left */
+    job->task(job->argument, (int64_t)(ticket & UINT32_MAX), thread);
+    if (__atomic_add_fetch(&pool->done, 1, __ATOMIC_ACQ_REL) == job->count && thread != 0) {
+      ft__mutex_lock(&pool->mutex);
+      ft__condition_wake_all(&pool->work_done);
+      ft__mutex_unlock(&pool->mutex);
+    }
+    ticket = __atomic_load_n(&pool->ticket, __ATOMIC_ACQUIRE);
+  }
 }
 
 static void ft__pause(void) {
@@ -1324,24 +1340,21 @@ enum { FT__SPINS = 4000 }; /* some tens of microseconds */
 static FT__THREAD_RESULT ft__worker_main(void *argument) {
   ft__worker *self = (ft__worker *)argument;
   ft__pool *pool = self->pool;
-  int seen = 0;
+  uint32_t seen = 0;
   for (;;) {
+    ft__job job;
     int spin;
     bool quit;
-    for (spin = 0; spin < FT__SPINS && __atomic_load_n(&pool->generation, __ATOMIC_ACQUIRE) == seen; ++spin)
+    for (spin = 0; spin < FT__SPINS && __atomic_load_n(&pool->ticket, __ATOMIC_ACQUIRE) >> 32 == seen; ++spin)
       ft__pause();
     ft__mutex_lock(&pool->mutex);
-    while (pool->generation == seen && !pool->quit) ft__condition_wait(&pool->work_arrived, &pool->mutex);
-    seen = pool->generation;
+    while (pool->job.generation == seen && !pool->quit) ft__condition_wait(&pool->work_arrived, &pool->mutex);
+    job = pool->job;
     quit = pool->quit;
     ft__mutex_unlock(&pool->mutex);
     if (quit) return 0;
-    ft__pool_run_pieces(pool, self->index);
-    if (__atomic_sub_fetch(&pool->busy, 1, __ATOMIC_ACQ_REL) == 0) {
-      ft__mutex_lock(&pool->mutex);
-      ft__condition_wake_all(&pool->work_done);
-      ft__mutex_unlock(&pool->mutex);
-    }
+    seen = job.generation;
+    ft__pool_take_pieces(pool, &job, self->index);
   }
 }
 
@@ -1407,21 +1420,28 @@ static int ft__processors(void) {
 #endif
 }
 
+/* count is below 2^32. When all pieces are done the caller goes on, whether or not every worker has woken up: one that
+   comes late finds the ticket of another job, and takes none. */
 static void ft__pool_run(ft__pool *pool, int64_t count, ft__task task, void *argument) {
+  ft__job job;
   int spin;
+  job.task = task;
+  job.argument = argument;
+  job.count = count;
   ft__mutex_lock(&pool->mutex);
-  pool->task = task;
-  pool->argument = argument;
-  pool->count = count;
-  __atomic_store_n(&pool->next, 0, __ATOMIC_RELAXED);
-  __atomic_store_n(&pool->busy, pool->workers, __ATOMIC_RELAXED);
-  __atomic_store_n(&pool->generation, pool->generation + 1, __ATOMIC_RELEASE);
+  job.generation = pool->job.generation + 1;
+  pool->job = job;
+  __atomic_store_n(&pool->done, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&pool->ticket, (uint64_t)job.generation << 32, __ATOMIC_RELEASE);
   ft__condition_wake_all(&pool->work_arrived);
   ft__mutex_unlock(&pool->mutex);
-  ft__pool_run_pieces(pool, 0);
-  for (spin = 0; spin < FT__SPINS && __atomic_load_n(&pool->busy, __ATOMIC_ACQUIRE) != 0; ++spin) ft__pause();
+  ft__pool_take_pieces(pool, &job, 0);
+  for (spin = 0; spin < FT__SPINS; ++spin) {
+    if (__atomic_load_n(&pool->done, __ATOMIC_ACQUIRE) == count) return;
+    ft__pause();
+  }
   ft__mutex_lock(&pool->mutex);
-  while (__atomic_load_n(&pool->busy, __ATOMIC_ACQUIRE) != 0) ft__condition_wait(&pool->work_done, &pool->mutex);
+  while (__atomic_load_n(&pool->done, __ATOMIC_ACQUIRE) != count) ft__condition_wait(&pool->work_done, &pool->mutex);
   ft__mutex_unlock(&pool->mutex);
 }
 #else
@@ -1436,7 +1456,7 @@ static int ft__processors(void) { return 1; }
 /* Runs task(argument, piece, thread) for every piece; thread (0 .. threads - 1) chooses scratch memory only. */
 static void ft__parallel_for(ft_context *context, int64_t count, ft__task task, void *argument) {
 #if FT__THREADS
-  if (context->pool && context->pool->workers && count > 1) {
+  if (context->pool && context->pool->workers && count > 1 && count < UINT32_MAX) {
     ft__pool_run(context->pool, count, task, argument);
     return;
   }

@@ -129,9 +129,10 @@ int main(int argc, char **argv) {
     ok = ft_train(context, model, tokenizer, train ? train : all, evaluation, &options, &result) == FT_OK;
   }
   if (ok) printf("%lld steps in %.1f s; best epoch: %d\n", (long long)result.steps, result.seconds, result.best_epoch);
-  ok = ok && show_results(context, model, tokenizer, evaluation, options.max_length) &&
-       ft_model_save(context, model, tokenizer, "imdb_model") == FT_OK;
-  printf(ok ? "the model is saved in imdb_model\n" : "error: %s\n", ft_error_message(context));
+  ok = ok && ft_model_save(context, model, tokenizer, "imdb_model") == FT_OK;
+  if (ok) printf("the model is saved in imdb_model\n");
+  ok = ok && show_results(context, model, tokenizer, evaluation, options.max_length);
+  if (!ok) printf("error: %s\n", ft_error_message(context));
   ft_model_free(model);
   ft_tokenizer_free(tokenizer);
   ft_dataset_free(train);
