@@ -4818,11 +4818,12 @@ static ft__piece_slot *ft__piece_slot_find(const ft__vocabulary *vocabulary, con
   return NULL;
 }
 
-/* The filter's byte of a hash, and in *bit the bit. */
-static uint8_t *ft__filter_byte(const ft__piece_table *table, uint64_t hash, uint8_t *bit) {
-  *bit = (uint8_t)(1 << (hash >> 61));
+/* A hash's byte of the filter, and its bit there. */
+static uint8_t *ft__filter_byte(const ft__piece_table *table, uint64_t hash) {
   return &table->filter[hash >> 32 & table->mask];
 }
+
+static uint8_t ft__filter_bit(uint64_t hash) { return (uint8_t)(1 << (hash >> 61)); }
 
 static int32_t ft__slot_id(const ft__piece_slot *slot) {
   return slot && slot->id_and_length != FT__NO_PIECE ? (int32_t)(slot->id_and_length & (FT__MOST_IDS - 1)) : -1;
@@ -5176,9 +5177,8 @@ static int32_t ft__longest_piece(const ft__vocabulary *vocabulary, const ft__pie
     size_t full = length / 8, rest = length % 8;
     uint64_t mask = ((uint64_t)1 << (8 * rest)) - 1, tail = ft__load_eight(bytes + 8 * full) & mask;
     uint64_t hash = ft__hash_finish(states[full], tail, length);
-    uint8_t bit;
     int32_t id;
-    if (!(*ft__filter_byte(table, hash, &bit) & bit)) continue;
+    if (!(*ft__filter_byte(table, hash) & ft__filter_bit(hash))) continue;
     id = ft__slot_id(ft__piece_slot_find(vocabulary, table, bytes, length, full ? first : tail, hash));
     *found = length;
     if (id >= 0) return id;
@@ -5674,10 +5674,9 @@ static bool ft__piece_table_add(const ft__vocabulary *vocabulary, ft__piece_tabl
   size_t length = vocabulary->lengths[id] - (size_t)table->skip;
   uint64_t head = ft__load_bytes(key, length), hash = ft__hash(key, length);
   ft__piece_slot *slot = ft__piece_slot_find(vocabulary, table, key, length, head, hash);
-  uint8_t bit;
   if (!slot) return false;
   *replaced = ft__slot_id(slot);
-  *ft__filter_byte(table, hash, &bit) |= bit;
+  *ft__filter_byte(table, hash) |= ft__filter_bit(hash);
   slot->head = head;
   slot->hash = (uint32_t)(hash >> 32);
   slot->id_and_length = (uint32_t)id | (length < 255 ? (uint32_t)length : 255u) << 24;
