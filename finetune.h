@@ -293,7 +293,9 @@ typedef enum ft_task {
   FT_TASK_AUTO = 0,     /* a model's own; single label where nothing else says */
   FT_TASK_SINGLE_LABEL, /* one class per text; cross-entropy */
   FT_TASK_MULTI_LABEL,  /* any number of classes per text, written "a;b"; binary cross-entropy */
-  FT_TASK_REGRESSION    /* a number per text; mean squared error */
+  FT_TASK_REGRESSION,   /* a number per text; mean squared error */
+  FT_TASK_TOKENS,       /* one class per token (names, parts of speech); cross-entropy over tokens with label >= 0 */
+  FT_TASK_MASKED        /* masked language model: the piece that stood at a token; decoder tied to the embeddings */
 } ft_task;
 
 typedef struct ft_dataset_options {
@@ -483,6 +485,8 @@ FT_API ft_tensor *ft_multiply(ft_context *context, ft_tensor *a, ft_tensor *b);
 FT_API ft_tensor *ft_divide(ft_context *context, ft_tensor *a, ft_tensor *b);
 FT_API ft_tensor *ft_scale(ft_context *context, ft_tensor *x, double factor);
 FT_API ft_tensor *ft_activate(ft_context *context, ft_unary kind, ft_tensor *x); /* gelu, relu, tanh, exp, ... */
+/* config.json's names: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh; false for any other. */
+FT_API bool ft_activation_parse(const char *name, ft_unary *activation);
 FT_API ft_tensor *ft_sum(ft_context *context, ft_tensor *x, int dimension); /* keeps it as size 1; -1: all, to [1] */
 FT_API ft_tensor *ft_mean(ft_context *context, ft_tensor *x, int dimension);
 FT_API ft_tensor *ft_softmax(ft_context *context, ft_tensor *x);              /* over the last dimension */
@@ -519,17 +523,23 @@ FT_API ft_tensor *ft_binary_cross_entropy_loss(ft_context *context, ft_tensor *l
 FT_API ft_tensor *ft_squared_error_loss(ft_context *context, ft_tensor *x, ft_tensor *targets, double divisor);
 
 /* ---------------------------------------------------------------------------------------------------------------------
-   >>model: a pretrained encoder with a classification head, from a directory in the Hugging Face layout */
+   >>model: a pretrained encoder with a head for its task, from a directory in the Hugging Face layout */
 
 typedef struct ft_config { /* config.json, in one vocabulary for all families */
-  const char *model_type;  /* "bert", "distilbert" */
-  int hidden_size, layers, heads, intermediate_size, vocabulary_size, max_positions, token_types;
+  const char *model_type;  /* "bert", "distilbert", "roberta", "xlm-roberta", "camembert", "albert", "electra" */
+  int hidden_size, layers, heads, intermediate_size, vocabulary_size, token_types;
+  int embedding_size;  /* E: width of the embeddings; not H in ALBERT and small ELECTRAs, which project E to H */
+  int max_positions;   /* tokens of the longest text: the rows of the position table less what RoBERTa leaves unused */
+  int groups;          /* sets of weights that the layers share (ALBERT); else as many as layers */
+  int layers_of_group; /* ALBERT's inner_group_num: layers that run for each of `layers`; else 1 */
   double layer_norm_epsilon, hidden_dropout, attention_dropout, classifier_dropout, initializer_range;
   ft_unary activation;
   int pad_id;
   ft_task task;                   /* what the head is for */
-  int labels;                     /* C: outputs of the head */
-  const char *const *label_names; /* [C] */
+  int labels;                     /* C: outputs of the head; the vocabulary for FT_TASK_MASKED */
+  const char *const *label_names; /* [C]; NULL for FT_TASK_MASKED */
+  int head_size;                  /* width of the dense layer before the classifier */
+  ft_unary head_activation;       /* and its activation */
 } ft_config;
 
 typedef struct ft_parameter {
@@ -537,6 +547,7 @@ typedef struct ft_parameter {
   ft_tensor *tensor;
   bool decays; /* weight decay applies: not to biases and LayerNorm */
   bool loaded; /* came from the file; else newly initialised */
+  int layer;   /* 0: embeddings; 1 .. L: that layer (the first that uses it, where layers share); L + 1: pooler, head */
 } ft_parameter;
 
 typedef struct ft_model ft_model;
@@ -545,6 +556,8 @@ typedef struct ft_model_options {
   int labels;                     /* 0: the file's (id2label), else 2 */
   const char *const *label_names; /* [labels]; NULL: the file's, else LABEL_0, ... */
   ft_task task;                   /* FT_TASK_AUTO: the file's problem_type, else single label (regression for 1) */
+  int head_size;                  /* another width for the dense layer before the classifier: it is then made anew */
+  ft_unary head_activation;       /* and another activation; 0: the family's */
   uint64_t seed;                  /* for newly initialised parts; default 42 */
   bool from_config;               /* take no weights from files: every parameter newly initialised */
   bool encoder_only;              /* no head: for embeddings */
@@ -555,7 +568,8 @@ typedef struct ft_model_options {
    and under the old names gamma and beta. Parameters that the file lacks are newly initialised, N(0,
    initializer_range): allowed for the head and pooler alone, anything else missing is an error that names it, as are
    wrong shapes. What was missing or unexpected goes to the log. options may be NULL. With from_config or shapes_only,
-   DIR may be a .json file. */
+   DIR may be a .json file. A head_size or head_activation of one's own is saved in config.json under these names;
+   transformers does not know them. */
 FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const ft_model_options *options);
 FT_API void ft_model_free(ft_model *model);
 /* Writes config.json and model.safetensors (and the tokenizer's files, if given) so that transformers loads them with
@@ -574,17 +588,24 @@ FT_API const char *ft_model_unexpected(const ft_model *model, int64_t index);
 /* Turns training of every parameter on or off: gradients are computed for those that train, and only those. */
 FT_API void ft_model_train_all(ft_model *model, bool trained);
 FT_API void ft_model_train_parameter(ft_model *model, int64_t index, bool trained);
+/* The same for all parameters whose names match a pattern, in which * stands for any characters and ? for one:
+   "*.layer.5.*". Returns how many matched. Calls are applied in their order, as in freeze "*", unfreeze "classifier.*". */
+FT_API int64_t ft_model_train_matching(ft_model *model, const char *pattern, bool trained);
+/* New random values for the parameters of the top `layers` layers (Zhang et al. 2021); the pooler and head stay. */
+FT_API ft_status ft_model_reinitialize(ft_context *context, ft_model *model, int layers, uint64_t seed);
 /* Freezes the base model, leaving what stands outside it (the head) to train, as peers' "head only" does. */
 FT_API void ft_model_train_head(ft_model *model);
 
 typedef struct ft_forward_options {
-  bool training;      /* with dropout */
-  bool hidden_states; /* keep every layer's output */
-  bool no_head;       /* stop after the last layer */
+  bool training;       /* with dropout */
+  bool hidden_states;  /* keep every layer's output */
+  bool no_head;        /* stop after the last layer */
+  const int32_t *rows; /* tokens and masked language models: the rows of [0, T) for which logits are wanted ... */
+  int64_t row_count;   /* ... and their number; NULL: all T */
 } ft_forward_options;
 
 typedef struct ft_output {      /* tensors live until ft_tape_clear */
-  ft_tensor *logits;            /* [B, C], or NULL without head */
+  ft_tensor *logits;            /* [B, C]; of tokens [row_count or T, C]; NULL without head */
   ft_tensor *hidden;            /* [T, H]: the last layer's output */
   ft_tensor *hidden_states[65]; /* [0]: embeddings .. [L]: last layer; all NULL unless asked for */
 } ft_output;
@@ -593,8 +614,9 @@ typedef struct ft_output {      /* tensors live until ft_tape_clear */
    outside the tables, a text longer than the positions, each named by its place in the batch. */
 FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, const ft_batch *batch,
                                   const ft_forward_options *options, ft_output *output);
-/* The loss of the model's task for logits [B, C]: labels [B] for single label, else targets [B, C]; summed over texts
-   (for multi-label averaged over classes) and divided by divisor (0: B). */
+/* The loss of the model's task for logits [n, C], n texts or tokens: labels [n] (negative ones, such as -100, are left
+   out) for classes, else targets [n, C]; summed over n (for multi-label averaged over classes) and divided by divisor
+   (0: by how many were not left out). */
 FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_tensor *logits, const int32_t *labels,
                                 const float *targets, double divisor);
 
@@ -711,17 +733,24 @@ FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokeniz
 
 /* FT_OK if the dataset has rows, and labels of the model's task and number. */
 FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *model, const ft_dataset *dataset);
-/* Scores encoded texts: logits [rows, C], in the order of the rows; batch_size 0: 32. Texts are batched by
-   length. Like training, scoring ends with ft_tape_clear. */
-FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
-                            float *logits);
-/* The same followed by ft_metrics_compute, with the mean loss. */
+typedef struct ft_scoring_options { /* NULL instead of one: all defaults */
+  int batch_size;                   /* texts at a time; 0: 32 */
+} ft_scoring_options;
+
+/* Scores encoded texts: logits [rows, C], in the order of the rows. Texts are batched by length. Like training, scoring
+   ends with ft_tape_clear. */
+FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                            const ft_scoring_options *options, float *logits);
+/* The same for models of FT_TASK_TOKENS and FT_TASK_MASKED: logits [encoded->offsets[rows], C], all texts' tokens. */
+FT_API ft_status ft_predict_tokens(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                                   const ft_scoring_options *options, float *logits);
+/* ft_predict followed by ft_metrics_compute, with the mean loss. */
 FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const ft_encoded *encoded,
-                             const ft_dataset *dataset, int batch_size, ft_metrics *metrics);
+                             const ft_dataset *dataset, const ft_scoring_options *options, ft_metrics *metrics);
 /* Sentence embeddings [rows, H]: the first token's last hidden state, or the mean over all tokens, normalised to length
    1 if asked. */
-FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
-                          bool mean, bool normalize, float *embeddings);
+FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                          const ft_scoring_options *options, bool mean, bool normalize, float *embeddings);
 /* A copy of all parameters that train now, taken at once and again whenever _take is called; _restore writes it back.
    */
 typedef struct ft_snapshot ft_snapshot;
@@ -10200,65 +10229,111 @@ FT_API void ft_encoded_free(ft_encoded *shown) {
 
    One forward pass serves every family; h is [T, H], all texts of the batch one after another:
 
-       h  = dropout(LayerNorm(words[ids] + positions[0, 1, ..] + types[type_ids]))
+       h  = dropout(LayerNorm(words[ids] + positions[0, 1, ..] + types[type_ids]))                      [T, E]
+       h  = h We^T + be                              only where E is not H: ALBERT, small ELECTRAs      [T, H]
        for each layer:
          a = attention(h Wq^T + bq, h Wk^T + bk, h Wv^T + bv)          within each text, A heads of D = H / A columns
          h = LayerNorm(h + dropout(a Wo^T + bo))
          f = gelu(h W1^T + b1)                                         [T, F]
          h = LayerNorm(h + dropout(f W2^T + b2))
-       logits = dropout(g(c Wp^T + bp)) Wc^T + bc                      c = h at each text's first token, [CLS]
 
-   A family is a row of ft__families: what its config keys and tensors are called, and its few real differences. BERT's
-   g is tanh and (Wp, bp) its pretrained pooler, part of the base model; DistilBERT's is relu with a new
-   "pre_classifier", and it has no token types and no dropout after the attention's output. */
+   and one head for each kind of task. c is h at each text's first token, [CLS]; d is dropout:
+
+       texts:   logits = d(g(c Wp^T + bp)) Wc^T + bc                   [B, C]; RoBERTa and ELECTRA: g(d(c) Wp^T + bp)
+       tokens:  logits = d(h) Wc^T + bc                                [T, C]
+       masked:  logits = LayerNorm(g(h Wp^T + bp)) words^T + bm        [rows, V]: the decoder is the embedding table
+
+   A family is a row of ft__families: what its config keys and tensors are called, and its few real differences. The
+   dense layer (Wp, bp) is BERT's and ALBERT's pretrained pooler, part of the base model, with g = tanh; the others have
+   a new one outside it. ALBERT's layers share the weights of their group. RoBERTa counts positions from pad_id + 1. */
 
 typedef struct ft__family {
   const char *model_type; /* in config.json */
-  const char *class_name; /* of transformers: class_name + "ForSequenceClassification" or "Model" */
+  const char *class_name; /* of transformers: followed by "ForSequenceClassification", .., or "Model" */
   const char *prefix;     /* of the base model's parameters */
   /* config keys; NULL: the family has none */
   const char *hidden_size_key, *layers_key, *heads_key, *intermediate_size_key, *activation_key, *token_types_key;
-  const char *epsilon_key, *hidden_dropout_key, *attention_dropout_key, *classifier_dropout_key;
-  double classifier_dropout_default; /* negative: the hidden dropout */
-  /* modules within the base model; %d is the layer */
-  const char *words, *positions, *types, *embedding_norm;
+  const char *epsilon_key, *hidden_dropout_key, *attention_dropout_key;
+  const char *classifier_dropout_key, *token_dropout_key; /* before the last layer of a head over texts, over tokens */
+  const char *embedding_size_key;
+  double dropout_default, classifier_dropout_default; /* where the keys are absent; negative: the hidden dropout */
+  int pad_default;
+  /* modules within the base model; the first %d is the layer or group, the second the layer within the group */
+  const char *words, *positions, *types, *embedding_norm, *projection;
   const char *query, *key, *value, *attention_output, *attention_norm, *feed_forward_in, *feed_forward_out,
       *feed_forward_norm;
-  const char *pooler; /* the dense layer before the classifier, within the base model, or NULL */
+  const char *pooler; /* or NULL */
   /* modules outside it */
-  const char *head_dense; /* the same outside the base model, or NULL */
-  const char *classifier;
-  ft_unary head_activation; /* g */
-  bool attention_output_dropout;
+  const char *head_dense;                         /* over texts; NULL: the pooler */
+  const char *classifier;                         /* over texts; over tokens it is "classifier" */
+  const char *mask_dense, *mask_norm, *mask_bias; /* of the masked language model */
+  ft_unary head_activation, mask_activation;      /* g; FT_IDENTITY: the config's */
+  bool attention_output_dropout, feed_forward_dropout, dropout_before_dense, positions_after_pad, shares_layers;
 } ft__family;
 
 /* clang-format off */
+#define FT__BERT_KEYS "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", \
+     "type_vocab_size", "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob"
+#define FT__BERT_EMBEDDINGS "embeddings.word_embeddings", "embeddings.position_embeddings", \
+     "embeddings.token_type_embeddings", "embeddings.LayerNorm"
+#define FT__BERT_LAYERS "encoder.layer.%d.attention.self.query", "encoder.layer.%d.attention.self.key", \
+     "encoder.layer.%d.attention.self.value", "encoder.layer.%d.attention.output.dense", \
+     "encoder.layer.%d.attention.output.LayerNorm", "encoder.layer.%d.intermediate.dense", \
+     "encoder.layer.%d.output.dense", "encoder.layer.%d.output.LayerNorm"
+#define FT__ALBERT_LAYER "encoder.albert_layer_groups.%d.albert_layers.%d."
+#define FT__ROBERTA(model_type, class_name) {model_type, class_name, "roberta.", \
+     FT__BERT_KEYS, "classifier_dropout", "classifier_dropout", NULL, 0.1, -1, 1, \
+     FT__BERT_EMBEDDINGS, NULL, FT__BERT_LAYERS, \
+     "pooler.dense", "classifier.dense", "classifier.out_proj", \
+     "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", FT_TANH, FT_GELU, true, true, true, true, false}
+
 static const ft__family ft__families[] = {
     {"bert", "Bert", "bert.",
-     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "type_vocab_size",
-     "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", -1,
-     "embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings",
-     "embeddings.LayerNorm",
-     "encoder.layer.%d.attention.self.query", "encoder.layer.%d.attention.self.key",
-     "encoder.layer.%d.attention.self.value", "encoder.layer.%d.attention.output.dense",
-     "encoder.layer.%d.attention.output.LayerNorm", "encoder.layer.%d.intermediate.dense",
-     "encoder.layer.%d.output.dense", "encoder.layer.%d.output.LayerNorm",
-     "pooler.dense", NULL, "classifier", FT_TANH, true},
+     FT__BERT_KEYS, "classifier_dropout", "classifier_dropout", NULL, 0.1, -1, 0,
+     FT__BERT_EMBEDDINGS, NULL, FT__BERT_LAYERS,
+     "pooler.dense", NULL, "classifier",
+     "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias",
+     FT_TANH, FT_IDENTITY, true, true, false, false, false},
     {"distilbert", "DistilBert", "distilbert.",
-     "dim", "n_layers", "n_heads", "hidden_dim", "activation", NULL,
-     NULL, "dropout", "attention_dropout", "seq_classif_dropout", 0.2,
-     "embeddings.word_embeddings", "embeddings.position_embeddings", NULL, "embeddings.LayerNorm",
+     "dim", "n_layers", "n_heads", "hidden_dim", "activation",
+     NULL, NULL, "dropout", "attention_dropout", "seq_classif_dropout", "dropout", NULL, 0.1, 0.2, 0,
+     "embeddings.word_embeddings", "embeddings.position_embeddings", NULL, "embeddings.LayerNorm", NULL,
      "transformer.layer.%d.attention.q_lin", "transformer.layer.%d.attention.k_lin",
      "transformer.layer.%d.attention.v_lin", "transformer.layer.%d.attention.out_lin",
      "transformer.layer.%d.sa_layer_norm", "transformer.layer.%d.ffn.lin1",
      "transformer.layer.%d.ffn.lin2", "transformer.layer.%d.output_layer_norm",
-     NULL, "pre_classifier", "classifier", FT_RELU, false}};
+     NULL, "pre_classifier", "classifier",
+     "vocab_transform", "vocab_layer_norm", "vocab_projector.bias",
+     FT_RELU, FT_IDENTITY, false, true, false, false, false},
+    FT__ROBERTA("roberta", "Roberta"), /* DistilRoBERTa too */
+    FT__ROBERTA("xlm-roberta", "XLMRoberta"),
+    FT__ROBERTA("camembert", "Camembert"),
+    {"albert", "Albert", "albert.",
+     FT__BERT_KEYS, "classifier_dropout_prob", "classifier_dropout_prob", "embedding_size", 0, 0.1, 0,
+     FT__BERT_EMBEDDINGS, "encoder.embedding_hidden_mapping_in",
+     FT__ALBERT_LAYER "attention.query", FT__ALBERT_LAYER "attention.key",
+     FT__ALBERT_LAYER "attention.value", FT__ALBERT_LAYER "attention.dense",
+     FT__ALBERT_LAYER "attention.LayerNorm", FT__ALBERT_LAYER "ffn",
+     FT__ALBERT_LAYER "ffn_output", FT__ALBERT_LAYER "full_layer_layer_norm",
+     "pooler", NULL, "classifier",
+     "predictions.dense", "predictions.LayerNorm", "predictions.bias",
+     FT_TANH, FT_IDENTITY, true, false, false, false, true},
+    {"electra", "Electra", "electra.",
+     FT__BERT_KEYS, "classifier_dropout", "classifier_dropout", "embedding_size", 0.1, -1, 0,
+     FT__BERT_EMBEDDINGS, "embeddings_project", FT__BERT_LAYERS,
+     NULL, "classifier.dense", "classifier.out_proj",
+     "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias",
+     FT_GELU, FT_GELU, true, true, true, false, false}};
 /* clang-format on */
 
 enum { FT__FAMILIES = (int)(sizeof ft__families / sizeof ft__families[0]), FT__MAX_LAYERS = 64 };
 
-typedef struct ft__module { /* a linear layer, a LayerNorm, or a table (without bias) */
+typedef enum ft__module_kind { FT__LINEAR, FT__NORM, FT__TABLE } ft__module_kind;
+
+typedef struct ft__module { /* a linear layer [out, in], a LayerNorm, or a table (without bias) */
   ft_tensor *weight, *bias;
+  ft__module_kind kind;
+  int number; /* its place in ft_model.modules */
 } ft__module;
 
 typedef struct ft__layer {
@@ -10272,12 +10347,17 @@ struct ft_model {
   ft_json *config_file; /* config.json as read: what we do not know is kept when saving */
   char **label_names;   /* [config.labels] */
   bool shapes_only, has_head;
+  int first_position; /* of every text: 0, or RoBERTa's pad_id + 1 */
   ft_parameter *parameters;
   int64_t parameter_count, parameter_capacity;
   char **unexpected;
   int64_t unexpected_count, unexpected_capacity;
-  ft__module words, positions, types, embedding_norm, dense, classifier; /* dense: pooler or head_dense */
-  ft__layer *layers;                                                     /* [config.layers] */
+  ft__module words, positions, types, embedding_norm, projection;
+  ft__layer *layers;                  /* [config.groups * config.layers_of_group] */
+  ft__module dense, norm, classifier; /* the head's; dense may be the pooler, norm is the masked language model's, whose
+                                          classifier is {words' weight, bias} */
+  ft__module **modules;               /* [module_count]: all of these */
+  int64_t module_count, module_capacity;
 };
 
 /* ---- config.json ---- */
@@ -10317,23 +10397,34 @@ static bool ft__config_number(ft_context *context, const ft_json *json, const ch
   return true;
 }
 
+static const struct {
+  const char *name;
+  ft_unary kind;
+} ft__activations[] = {{"gelu", FT_GELU}, {"gelu_new", FT_GELU_TANH}, {"gelu_pytorch_tanh", FT_GELU_TANH},
+                       {"relu", FT_RELU}, {"silu", FT_SILU},          {"swish", FT_SILU},
+                       {"tanh", FT_TANH}};
+
+FT_API bool ft_activation_parse(const char *name, ft_unary *activation) {
+  size_t i;
+  for (i = 0; i < sizeof ft__activations / sizeof ft__activations[0]; ++i) {
+    if (strcmp(name, ft__activations[i].name) != 0) continue;
+    *activation = ft__activations[i].kind;
+    return true;
+  }
+  return false;
+}
+
+static const char *ft__activation_name(ft_unary activation) {
+  size_t i;
+  for (i = 0; ft__activations[i].kind != activation;) ++i;
+  return ft__activations[i].name;
+}
+
 static bool ft__config_activation(ft_context *context, const ft_json *json, const char *file, const char *key,
                                   ft_unary *activation) {
-  static const struct {
-    const char *name;
-    ft_unary kind;
-  } known[] = {{"gelu", FT_GELU}, {"gelu_new", FT_GELU_TANH}, {"gelu_pytorch_tanh", FT_GELU_TANH},
-               {"relu", FT_RELU}, {"silu", FT_SILU},          {"swish", FT_SILU},
-               {"tanh", FT_TANH}};
   const ft_json *member = ft__config_member(context, json, file, key, true);
-  size_t i;
   if (!member) return false;
-  for (i = 0; i < sizeof known / sizeof known[0]; ++i) {
-    if (member->type == FT_JSON_STRING && strcmp(member->string, known[i].name) == 0) {
-      *activation = known[i].kind;
-      return true;
-    }
-  }
+  if (member->type == FT_JSON_STRING && ft_activation_parse(member->string, activation)) return true;
   ft__error(context, FT_ERROR_UNSUPPORTED,
             "%s: \"%s\" is %.60s%s%s; known are gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh", file, key,
             member->type == FT_JSON_STRING ? "\"" : "", member->type == FT_JSON_STRING ? member->string : "no string",
@@ -10343,13 +10434,46 @@ static bool ft__config_activation(ft_context *context, const ft_json *json, cons
 
 static const ft__family *ft__find_family(ft_context *context, const ft_json *json, const char *file) {
   const ft_json *type = ft__config_member(context, json, file, "model_type", true);
+  char known[200];
+  size_t used = 0;
   int i;
   if (!type) return NULL;
-  for (i = 0; i < FT__FAMILIES && type->type == FT_JSON_STRING; ++i)
-    if (strcmp(type->string, ft__families[i].model_type) == 0) return &ft__families[i];
-  ft__error(context, FT_ERROR_UNSUPPORTED, "%s: model_type \"%.60s\" is not one of bert, distilbert", file,
-            type->type == FT_JSON_STRING ? type->string : "?");
+  for (i = 0; i < FT__FAMILIES; ++i) {
+    if (type->type == FT_JSON_STRING && strcmp(type->string, ft__families[i].model_type) == 0) return &ft__families[i];
+    used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", ft__families[i].model_type);
+  }
+  ft__error(context, FT_ERROR_UNSUPPORTED, "%s: model_type \"%.60s\" is not one of %s", file,
+            type->type == FT_JSON_STRING ? type->string : "?", known);
   return NULL;
+}
+
+/* An optional size; `fallback` if the family has no such key or the file does not state it. */
+static bool ft__config_optional_size(ft_context *context, const ft_json *json, const char *file, const char *key,
+                                     int limit, int fallback, int *value) {
+  *value = fallback;
+  return !key || !ft__config_member(context, json, file, key, false) ||
+         ft__config_size(context, json, file, key, limit, value);
+}
+
+/* The layers' sizes, and how many sets of weights they have: one each, or ALBERT's groups. */
+static bool ft__config_layers(ft_context *context, const ft__family *family, const ft_json *json, const char *file,
+                              ft_config *config) {
+  bool shares = family->shares_layers;
+  if (!ft__config_size(context, json, file, family->hidden_size_key, 1 << 16, &config->hidden_size) ||
+      !ft__config_size(context, json, file, family->layers_key, FT__MAX_LAYERS, &config->layers) ||
+      !ft__config_size(context, json, file, family->heads_key, 1 << 10, &config->heads) ||
+      !ft__config_size(context, json, file, family->intermediate_size_key, 1 << 20, &config->intermediate_size) ||
+      !ft__config_optional_size(context, json, file, family->embedding_size_key, 1 << 16, config->hidden_size,
+                                &config->embedding_size) ||
+      !ft__config_optional_size(context, json, file, shares ? "num_hidden_groups" : NULL, config->layers,
+                                shares ? 1 : config->layers, &config->groups) ||
+      !ft__config_optional_size(context, json, file, shares ? "inner_group_num" : NULL, FT__MAX_LAYERS, 1,
+                                &config->layers_of_group))
+    return false;
+  if (config->hidden_size % config->heads == 0) return true;
+  ft__error(context, FT_ERROR_FORMAT, "%s: \"%s\" %d is not a multiple of \"%s\" %d", file, family->hidden_size_key,
+            config->hidden_size, family->heads_key, config->heads);
+  return false;
 }
 
 static bool ft__config_sizes(ft_context *context, ft_model *model, const char *file) {
@@ -10357,33 +10481,66 @@ static bool ft__config_sizes(ft_context *context, ft_model *model, const char *f
   const ft_json *json = model->config_file, *pad;
   ft_config *config = &model->config;
   config->model_type = family->model_type;
-  if (!ft__config_size(context, json, file, family->hidden_size_key, 1 << 16, &config->hidden_size) ||
-      !ft__config_size(context, json, file, family->layers_key, FT__MAX_LAYERS, &config->layers) ||
-      !ft__config_size(context, json, file, family->heads_key, 1 << 10, &config->heads) ||
-      !ft__config_size(context, json, file, family->intermediate_size_key, 1 << 20, &config->intermediate_size) ||
+  if (!ft__config_layers(context, family, json, file, config) ||
       !ft__config_size(context, json, file, "vocab_size", 1 << 24, &config->vocabulary_size) ||
       !ft__config_size(context, json, file, "max_position_embeddings", 1 << 16, &config->max_positions) ||
       (family->token_types_key &&
        !ft__config_size(context, json, file, family->token_types_key, 1 << 10, &config->token_types)))
     return false;
-  if (config->hidden_size % config->heads != 0) {
-    ft__error(context, FT_ERROR_FORMAT, "%s: \"%s\" %d is not a multiple of \"%s\" %d", file, family->hidden_size_key,
-              config->hidden_size, family->heads_key, config->heads);
+  pad = ft__config_member(context, json, file, "pad_token_id", false);
+  config->pad_id = pad && pad->is_integer && pad->integer >= 0 && pad->integer < config->vocabulary_size
+                       ? (int)pad->integer
+                       : family->pad_default % config->vocabulary_size;
+  model->first_position = family->positions_after_pad ? config->pad_id + 1 : 0;
+  if ((config->max_positions -= model->first_position) >= 1) return true;
+  ft__error(context, FT_ERROR_FORMAT,
+            "%s: \"max_position_embeddings\" %d leaves no position for a text behind \"pad_token_id\" %d", file,
+            config->max_positions + model->first_position, config->pad_id);
+  return false;
+}
+
+/* What else the layers need, and the head's dropout: every task has its own key for it. */
+static bool ft__config_numbers(ft_context *context, ft_model *model, const char *file) {
+  const ft__family *family = model->family;
+  const ft_json *json = model->config_file;
+  ft_config *config = &model->config;
+  const char *key = config->task == FT_TASK_TOKENS ? family->token_dropout_key : family->classifier_dropout_key;
+  bool ok = ft__config_activation(context, json, file, family->activation_key, &config->activation) &&
+            ft__config_number(context, json, file, family->epsilon_key, 0, 1, 1e-12, &config->layer_norm_epsilon) &&
+            ft__config_number(context, json, file, family->hidden_dropout_key, 0, 0.999, family->dropout_default,
+                              &config->hidden_dropout) &&
+            ft__config_number(context, json, file, family->attention_dropout_key, 0, 0.999, family->dropout_default,
+                              &config->attention_dropout) &&
+            ft__config_number(context, json, file, "initializer_range", 0, 10, 0.02, &config->initializer_range);
+  bool as_hidden = family->classifier_dropout_default < 0 || strcmp(key, family->hidden_dropout_key) == 0;
+  return ok && ft__config_number(context, json, file, key, 0, 0.999,
+                                 as_hidden ? config->hidden_dropout : family->classifier_dropout_default,
+                                 &config->classifier_dropout);
+}
+
+/* The dense layer before the classifier: the family's, unless the options or the file ask for another. */
+static bool ft__config_head(ft_context *context, ft_model *model, const ft_model_options *options, const char *file) {
+  const ft__family *family = model->family;
+  const ft_json *json = model->config_file;
+  ft_config *config = &model->config;
+  bool masked = config->task == FT_TASK_MASKED;
+  config->head_activation = masked ? family->mask_activation : family->head_activation;
+  if (config->head_activation == FT_IDENTITY) config->head_activation = config->activation;
+  config->head_size = masked ? config->embedding_size : config->hidden_size;
+  if (masked && ft__config_member(context, json, file, "tie_word_embeddings", false) &&
+      !ft_json_get(json, "tie_word_embeddings")->boolean) {
+    ft__error(context, FT_ERROR_UNSUPPORTED,
+              "%s: \"tie_word_embeddings\" is false, but the decoder is the word embeddings", file);
     return false;
   }
-  pad = ft__config_member(context, json, file, "pad_token_id", false);
-  config->pad_id =
-      pad && pad->is_integer && pad->integer >= 0 && pad->integer < config->vocabulary_size ? (int)pad->integer : 0;
-  return ft__config_activation(context, json, file, family->activation_key, &config->activation) &&
-         ft__config_number(context, json, file, family->epsilon_key, 0, 1, 1e-12, &config->layer_norm_epsilon) &&
-         ft__config_number(context, json, file, family->hidden_dropout_key, 0, 0.999, 0.1, &config->hidden_dropout) &&
-         ft__config_number(context, json, file, family->attention_dropout_key, 0, 0.999, 0.1,
-                           &config->attention_dropout) &&
-         ft__config_number(context, json, file, "initializer_range", 0, 10, 0.02, &config->initializer_range) &&
-         ft__config_number(
-             context, json, file, family->classifier_dropout_key, 0, 0.999,
-             family->classifier_dropout_default < 0 ? config->hidden_dropout : family->classifier_dropout_default,
-             &config->classifier_dropout);
+  if (masked) return true;
+  if (ft_json_get(json, "head_activation") &&
+      !ft__config_activation(context, json, file, "head_activation", &config->head_activation))
+    return false;
+  if (options->head_activation != FT_IDENTITY) config->head_activation = options->head_activation;
+  if (options->head_size > 0) config->head_size = options->head_size;
+  return options->head_size > 0 ||
+         ft__config_optional_size(context, json, file, "head_size", 1 << 16, config->head_size, &config->head_size);
 }
 
 /* Only what this library computes: no decoders, no relative positions. */
@@ -10402,8 +10559,12 @@ static bool ft__config_supported(ft_context *context, const ft_json *json, const
   return true;
 }
 
+/* What a file's head is for. Masked language models are published as encoders: that head is for who asks for it. */
 static ft_task ft__config_task(const ft_json *json, int labels) {
-  const ft_json *problem = ft_json_get(json, "problem_type");
+  const ft_json *problem = ft_json_get(json, "problem_type"), *classes = ft_json_get(json, "architectures");
+  const char *architecture =
+      classes && classes->child && classes->child->type == FT_JSON_STRING ? classes->child->string : "";
+  if (strstr(architecture, "ForTokenClassification")) return FT_TASK_TOKENS;
   if (problem && problem->type == FT_JSON_STRING) {
     if (strcmp(problem->string, "regression") == 0) return FT_TASK_REGRESSION;
     if (strcmp(problem->string, "multi_label_classification") == 0) return FT_TASK_MULTI_LABEL;
@@ -10442,6 +10603,10 @@ static bool ft__config_labels(ft_context *context, ft_model *model, const ft_mod
   int i;
   config->labels = options->labels > 0 ? options->labels : in_file ? in_file : 2;
   config->task = options->task != FT_TASK_AUTO ? options->task : ft__config_task(model->config_file, config->labels);
+  if (config->task == FT_TASK_MASKED) {
+    config->labels = config->vocabulary_size;
+    return true;
+  }
   model->label_names = (char **)ft__allocate_zero(context, (size_t)config->labels * sizeof(char *));
   if (!model->label_names) return false;
   config->label_names = (const char *const *)model->label_names;
@@ -10457,10 +10622,15 @@ static bool ft__config_labels(ft_context *context, ft_model *model, const ft_mod
 
 /* ---- parameters ---- */
 
+/* The group whose weights a layer (from 0) uses, rounded as transformers does. */
+static int ft__group_of_layer(const ft_config *config, int layer) {
+  return (int)(layer / ((double)config->layers / config->groups));
+}
+
 /* Makes one tensor and its place in the list. Its memory comes with its values, once the file has been seen to hold
    them. */
 static ft_tensor *ft__add_parameter(ft_context *context, ft_model *model, const char *name, const char *suffix,
-                                    int dimensions, int64_t rows, int64_t columns, bool decays) {
+                                    int layer, int dimensions, int64_t rows, int64_t columns, bool decays) {
   ft_parameter *parameter;
   int64_t shape[2];
   char *full;
@@ -10481,70 +10651,120 @@ static ft_tensor *ft__add_parameter(ft_context *context, ft_model *model, const 
   parameter->tensor->name = full;
   parameter->tensor->requires_gradient = true;
   parameter->decays = decays;
+  parameter->layer = layer;
   return parameter->tensor;
 }
 
-typedef enum ft__module_kind { FT__LINEAR, FT__NORM, FT__TABLE } ft__module_kind;
+/* Where a module's parameters stand: their names' beginning, and the numbers for the %d in their pattern. */
+typedef struct ft__place {
+  const char *prefix;
+  int layer; /* as ft_parameter.layer */
+  int numbers[2];
+} ft__place;
 
 /* Adds a module's parameters: a linear layer [rows, columns] with bias [rows], a LayerNorm over rows, or a table. */
 static bool ft__add_module(ft_context *context, ft_model *model, ft__module *module, ft__module_kind kind,
-                           const char *prefix, const char *pattern, int layer, int64_t rows, int64_t columns) {
-  char path[200], *name = path;
-  size_t used = (size_t)snprintf(path, sizeof path, "%s", prefix);
-  const char *number = strstr(pattern, "%d");
-  if (number) /* not a printf format, so that a table's text is never one */
-    snprintf(path + used, sizeof path - used, "%.*s%d%s", (int)(number - pattern), pattern, layer, number + 2);
-  else
-    snprintf(path + used, sizeof path - used, "%s", pattern);
-  module->weight =
-      ft__add_parameter(context, model, name, ".weight", kind == FT__NORM ? 1 : 2, rows, columns, kind != FT__NORM);
+                           const ft__place *place, const char *pattern, int64_t rows, int64_t columns) {
+  char path[200];
+  size_t used = (size_t)snprintf(path, sizeof path, "%s", place->prefix);
+  const char *number;
+  int i;
+  for (i = 0; (number = strstr(pattern, "%d")) != NULL;
+       ++i, pattern = number + 2) /* no printf format: a table's text */
+    used += (size_t)snprintf(path + used, sizeof path - used, "%.*s%d", (int)(number - pattern), pattern,
+                             place->numbers[i]);
+  snprintf(path + used, sizeof path - used, "%s", pattern);
+  if (!ft__grow(context, &model->modules, &model->module_capacity, model->module_count + 1, sizeof *model->modules))
+    return false;
+  module->kind = kind;
+  module->number = (int)model->module_count;
+  model->modules[model->module_count++] = module;
+  module->weight = ft__add_parameter(context, model, path, ".weight", place->layer, kind == FT__NORM ? 1 : 2, rows,
+                                     columns, kind != FT__NORM);
   if (module->weight && kind != FT__TABLE)
-    module->bias = ft__add_parameter(context, model, name, ".bias", 1, rows, 0, false);
+    module->bias = ft__add_parameter(context, model, path, ".bias", place->layer, 1, rows, 0, false);
   return module->weight && (kind == FT__TABLE || module->bias);
 }
 
+static bool ft__add_embeddings(ft_context *context, ft_model *model) {
+  const ft__family *f = model->family;
+  const ft_config *config = &model->config;
+  int64_t width = config->embedding_size;
+  ft__place place = {NULL, 0, {0, 0}};
+  place.prefix = f->prefix;
+  return ft__add_module(context, model, &model->words, FT__TABLE, &place, f->words, config->vocabulary_size, width) &&
+         ft__add_module(context, model, &model->positions, FT__TABLE, &place, f->positions,
+                        config->max_positions + model->first_position, width) &&
+         (!f->types ||
+          ft__add_module(context, model, &model->types, FT__TABLE, &place, f->types, config->token_types, width)) &&
+         ft__add_module(context, model, &model->embedding_norm, FT__NORM, &place, f->embedding_norm, width, 0) &&
+         /* ALBERT always projects, ELECTRA only where the widths differ */
+         (!f->projection || (!f->shares_layers && width == config->hidden_size) ||
+          ft__add_module(context, model, &model->projection, FT__LINEAR, &place, f->projection, config->hidden_size,
+                         width));
+}
+
+/* Set of weights number `index`: a layer's, or of those that ALBERT's layers share. */
 static bool ft__add_layer(ft_context *context, ft_model *model, ft__layer *layer, int index) {
   const ft__family *f = model->family;
-  int64_t hidden = model->config.hidden_size, wide = model->config.intermediate_size;
-  const char *prefix = f->prefix;
-  return ft__add_module(context, model, &layer->query, FT__LINEAR, prefix, f->query, index, hidden, hidden) &&
-         ft__add_module(context, model, &layer->key, FT__LINEAR, prefix, f->key, index, hidden, hidden) &&
-         ft__add_module(context, model, &layer->value, FT__LINEAR, prefix, f->value, index, hidden, hidden) &&
-         ft__add_module(context, model, &layer->attention_output, FT__LINEAR, prefix, f->attention_output, index,
-                        hidden, hidden) &&
-         ft__add_module(context, model, &layer->attention_norm, FT__NORM, prefix, f->attention_norm, index, hidden,
-                        0) &&
-         ft__add_module(context, model, &layer->feed_forward_in, FT__LINEAR, prefix, f->feed_forward_in, index, wide,
+  const ft_config *config = &model->config;
+  int64_t hidden = config->hidden_size, wide = config->intermediate_size;
+  ft__place place;
+  place.prefix = f->prefix;
+  place.numbers[0] = index / config->layers_of_group;
+  place.numbers[1] = index % config->layers_of_group;
+  for (place.layer = 1; ft__group_of_layer(config, place.layer - 1) < place.numbers[0];) ++place.layer;
+  return ft__add_module(context, model, &layer->query, FT__LINEAR, &place, f->query, hidden, hidden) &&
+         ft__add_module(context, model, &layer->key, FT__LINEAR, &place, f->key, hidden, hidden) &&
+         ft__add_module(context, model, &layer->value, FT__LINEAR, &place, f->value, hidden, hidden) &&
+         ft__add_module(context, model, &layer->attention_output, FT__LINEAR, &place, f->attention_output, hidden,
                         hidden) &&
-         ft__add_module(context, model, &layer->feed_forward_out, FT__LINEAR, prefix, f->feed_forward_out, index,
-                        hidden, wide) &&
-         ft__add_module(context, model, &layer->feed_forward_norm, FT__NORM, prefix, f->feed_forward_norm, index,
-                        hidden, 0);
+         ft__add_module(context, model, &layer->attention_norm, FT__NORM, &place, f->attention_norm, hidden, 0) &&
+         ft__add_module(context, model, &layer->feed_forward_in, FT__LINEAR, &place, f->feed_forward_in, wide,
+                        hidden) &&
+         ft__add_module(context, model, &layer->feed_forward_out, FT__LINEAR, &place, f->feed_forward_out, hidden,
+                        wide) &&
+         ft__add_module(context, model, &layer->feed_forward_norm, FT__NORM, &place, f->feed_forward_norm, hidden, 0);
+}
+
+/* The pooler, which encoders without a head have too, and what the task's head has outside the base model. */
+static bool ft__add_head(ft_context *context, ft_model *model) {
+  const ft__family *f = model->family;
+  const ft_config *config = &model->config;
+  ft_task task = model->has_head ? config->task : FT_TASK_AUTO;
+  bool over_texts = task != FT_TASK_TOKENS && task != FT_TASK_MASKED, new_dense = task && over_texts && f->head_dense;
+  int64_t hidden = config->hidden_size, width = config->head_size;
+  ft__place inside, outside;
+  memset(&outside, 0, sizeof outside);
+  outside.layer = config->layers + 1;
+  inside = outside;
+  inside.prefix = f->prefix;
+  outside.prefix = "";
+  if (over_texts && f->pooler && !new_dense &&
+      !ft__add_module(context, model, &model->dense, FT__LINEAR, &inside, f->pooler, width, hidden))
+    return false;
+  if (new_dense && !ft__add_module(context, model, &model->dense, FT__LINEAR, &outside, f->head_dense, width, hidden))
+    return false;
+  if (task == FT_TASK_MASKED) {
+    model->classifier.weight = model->words.weight;
+    model->classifier.bias =
+        ft__add_parameter(context, model, f->mask_bias, "", outside.layer, 1, config->vocabulary_size, 0, false);
+    return model->classifier.bias &&
+           ft__add_module(context, model, &model->dense, FT__LINEAR, &outside, f->mask_dense, width, hidden) &&
+           ft__add_module(context, model, &model->norm, FT__NORM, &outside, f->mask_norm, width, 0);
+  }
+  return !task ||
+         ft__add_module(context, model, &model->classifier, FT__LINEAR, &outside,
+                        over_texts ? f->classifier : "classifier", config->labels, over_texts ? width : hidden);
 }
 
 static bool ft__add_parameters(ft_context *context, ft_model *model) {
-  const ft__family *f = model->family;
-  const ft_config *config = &model->config;
-  int64_t hidden = config->hidden_size;
-  int i;
-  model->layers = (ft__layer *)ft__allocate_zero(context, (size_t)config->layers * sizeof *model->layers);
-  if (!model->layers ||
-      !ft__add_module(context, model, &model->words, FT__TABLE, f->prefix, f->words, 0, config->vocabulary_size,
-                      hidden) ||
-      !ft__add_module(context, model, &model->positions, FT__TABLE, f->prefix, f->positions, 0, config->max_positions,
-                      hidden) ||
-      (f->types && !ft__add_module(context, model, &model->types, FT__TABLE, f->prefix, f->types, 0,
-                                   config->token_types, hidden)) ||
-      !ft__add_module(context, model, &model->embedding_norm, FT__NORM, f->prefix, f->embedding_norm, 0, hidden, 0))
-    return false;
-  for (i = 0; i < config->layers; ++i)
+  int i, sets = model->config.groups * model->config.layers_of_group;
+  model->layers = (ft__layer *)ft__allocate_zero(context, (size_t)sets * sizeof *model->layers);
+  if (!model->layers || !ft__add_embeddings(context, model)) return false;
+  for (i = 0; i < sets; ++i)
     if (!ft__add_layer(context, model, &model->layers[i], i)) return false;
-  if (f->pooler && !ft__add_module(context, model, &model->dense, FT__LINEAR, f->prefix, f->pooler, 0, hidden, hidden))
-    return false;
-  if (!model->has_head) return true;
-  return (!f->head_dense ||
-          ft__add_module(context, model, &model->dense, FT__LINEAR, "", f->head_dense, 0, hidden, hidden)) &&
-         ft__add_module(context, model, &model->classifier, FT__LINEAR, "", f->classifier, 0, config->labels, hidden);
+  return ft__add_head(context, model);
 }
 
 /* ---- loading ---- */
@@ -10614,16 +10834,22 @@ static bool ft__same_shape(const ft_tensor *tensor, const ft_safetensors_entry *
   return true;
 }
 
-/* Reads one parameter. A classifier made for another number of labels is left to be initialised anew. */
+/* Parts that may be missing from a file or have another shape there, and are then made anew: the head, and BERT's
+   pooler, which masked language models lack. */
+static bool ft__is_head(const ft_model *model, const ft_tensor *tensor) {
+  return (tensor == model->classifier.weight && tensor != model->words.weight) || tensor == model->classifier.bias ||
+         tensor == model->dense.weight || tensor == model->dense.bias || tensor == model->norm.weight ||
+         tensor == model->norm.bias;
+}
+
+/* Reads one parameter. A head made for another number of labels or width is left to be initialised anew. */
 static ft_status ft__load_parameter(ft_context *context, ft_model *model, ft_safetensors *file, ft_parameter *parameter,
                                     const ft_safetensors_entry *entry, const char *directory) {
   float *values;
   ft_status status;
   if (!ft__same_shape(parameter->tensor, entry)) {
     char shape[100];
-    bool is_classifier = parameter->tensor == model->classifier.weight || parameter->tensor == model->classifier.bias;
-    if (is_classifier && entry->dimensions == parameter->tensor->dimensions && entry->shape[0] != model->config.labels)
-      return FT_OK;
+    if (ft__is_head(model, parameter->tensor) && entry->dimensions == parameter->tensor->dimensions) return FT_OK;
     return ft__error(context, FT_ERROR_SHAPE,
                      "%s: %s should have shape %s by config.json, but the file's has %d dimensions"
                      " and %lld elements",
@@ -10640,12 +10866,16 @@ static ft_status ft__load_parameter(ft_context *context, ft_model *model, ft_saf
   return status;
 }
 
-/* Tensors that published files carry and no model here needs: position numbers, heads of pretraining on sentence pairs.
-   */
+/* Tensors that published files carry and no model here needs: position numbers, heads of pretraining on sentence
+   pairs, and decoders, which are the word embeddings once more. */
 static bool ft__is_ignored(const char *name) {
-  size_t length = strlen(name);
-  return (length >= 12 && strcmp(name + length - 12, "position_ids") == 0) ||
-         strncmp(name, "cls.seq_relationship.", 21) == 0 || strncmp(name, "sop_classifier.", 15) == 0;
+  static const char *const parts[] = {
+      "position_ids",     "cls.seq_relationship.",  "sop_classifier.",         "predictions.decoder.",
+      "lm_head.decoder.", "vocab_projector.weight", "generator_lm_head.weight"};
+  size_t i;
+  for (i = 0; i < sizeof parts / sizeof parts[0]; ++i)
+    if (strstr(name, parts[i])) return true;
+  return false;
 }
 
 /* taken [parameter_count]: the entry that each parameter was read from, or NULL. */
@@ -10709,12 +10939,6 @@ static ft_status ft__initialize_parameter(ft_context *context, ft_model *model, 
   return status;
 }
 
-/* Parts that may be missing from a file: the head, and BERT's pooler, which masked language models lack. */
-static bool ft__may_be_new(const ft_model *model, const ft_tensor *tensor) {
-  return tensor == model->classifier.weight || tensor == model->classifier.bias || tensor == model->dense.weight ||
-         tensor == model->dense.bias;
-}
-
 static ft_status ft__load_weights(ft_context *context, ft_model *model, ft_safetensors *file, const char *directory,
                                   uint64_t seed) {
   int64_t i;
@@ -10727,7 +10951,7 @@ static ft_status ft__load_weights(ft_context *context, ft_model *model, ft_safet
     taken[i] = entry;
     if (entry) {
       status = ft__load_parameter(context, model, file, parameter, entry, directory);
-    } else if (!ft__may_be_new(model, parameter->tensor)) {
+    } else if (!ft__is_head(model, parameter->tensor)) {
       status = ft__error(context, FT_ERROR_FORMAT, "%s: the weights lack %s (looked for with and without \"%s\")",
                          directory, parameter->name, model->family->prefix);
     }
@@ -10789,7 +11013,8 @@ FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const
   model->config_file = ft_json_read(context, file);
   ok = model->config_file && (model->family = ft__find_family(context, model->config_file, file)) != NULL &&
        ft__config_supported(context, model->config_file, file) && ft__config_sizes(context, model, file) &&
-       ft__config_labels(context, model, options, file) && ft__add_parameters(context, model) &&
+       ft__config_labels(context, model, options, file) && ft__config_numbers(context, model, file) &&
+       ft__config_head(context, model, options, file) && ft__add_parameters(context, model) &&
        ft__load_or_initialize(context, model, options, directory) == FT_OK;
   ft__release(context, file);
   if (ok) return model;
@@ -10812,6 +11037,7 @@ FT_API void ft_model_free(ft_model *model) {
   ft__release(context, model->label_names);
   ft__release(context, model->unexpected);
   ft__release(context, model->parameters);
+  ft__release(context, model->modules);
   ft__release(context, model->layers);
   ft_json_free(model->config_file);
   ft__release(context, model);
@@ -10849,6 +11075,50 @@ FT_API void ft_model_train_all(ft_model *model, bool trained) {
   for (i = 0; i < model->parameter_count; ++i) ft_model_train_parameter(model, i, trained);
 }
 
+/* Glob: on a mismatch behind a * the star takes one character more. */
+static bool ft__matches(const char *pattern, const char *text) {
+  const char *star = NULL, *retry = NULL;
+  while (*text) {
+    if (*pattern == '*') {
+      star = pattern++;
+      retry = text;
+    } else if (*pattern == '?' || *pattern == *text) {
+      ++pattern, ++text;
+    } else if (star) {
+      pattern = star + 1;
+      text = ++retry;
+    } else {
+      return false;
+    }
+  }
+  while (*pattern == '*') ++pattern;
+  return *pattern == 0;
+}
+
+FT_API int64_t ft_model_train_matching(ft_model *model, const char *pattern, bool trained) {
+  int64_t i, matched = 0;
+  for (i = 0; i < model->parameter_count; ++i) {
+    if (!ft__matches(pattern, model->parameters[i].name)) continue;
+    ft_model_train_parameter(model, i, trained);
+    ++matched;
+  }
+  return matched;
+}
+
+FT_API ft_status ft_model_reinitialize(ft_context *context, ft_model *model, int layers, uint64_t seed) {
+  ft_status status = FT_OK;
+  int64_t i;
+  if (!model) return ft__null_status(context, "ft_model_reinitialize needs a model");
+  if (layers < 1 || layers > model->config.layers || model->config.groups != model->config.layers)
+    return ft__error(context, FT_ERROR_ARGUMENT, "cannot reinitialise the top %d of %d layers%s", layers,
+                     model->config.layers, model->config.groups == 1 ? ": they share their weights" : "");
+  for (i = 0; status == FT_OK && i < model->parameter_count; ++i)
+    if (model->parameters[i].layer > model->config.layers - layers &&
+        model->parameters[i].layer <= model->config.layers)
+      status = ft__initialize_parameter(context, model, i, seed ? seed : 42);
+  return status;
+}
+
 FT_API void ft_model_train_head(ft_model *model) {
   int64_t i;
   for (i = 0; i < model->parameter_count; ++i)
@@ -10859,9 +11129,18 @@ FT_API void ft_model_train_head(ft_model *model) {
 
 /* config.json: what was read, with the keys that fine-tuning decides replaced. */
 static void ft__append_config(ft__string *out, const ft_model *model) {
-  static const char *const replaced[] = {"architectures", "id2label",    "label2id",  "problem_type",
-                                         "dtype",         "torch_dtype", "num_labels"};
-  static const char *const problems[] = {"", "single_label_classification", "multi_label_classification", "regression"};
+  static const char *const replaced[] = {"architectures", "id2label",   "label2id",  "problem_type",   "dtype",
+                                         "torch_dtype",   "num_labels", "head_size", "head_activation"};
+  static const struct {
+    const char *class_name, *problem;
+  } tasks[] = {{"Model", NULL},
+               {"ForSequenceClassification", "single_label_classification"},
+               {"ForSequenceClassification", "multi_label_classification"},
+               {"ForSequenceClassification", "regression"},
+               {"ForTokenClassification", NULL},
+               {"ForMaskedLM", NULL}};
+  const ft_config *config = &model->config;
+  int task = model->has_head ? config->task : FT_TASK_AUTO;
   const ft_json *member;
   size_t i;
   int label;
@@ -10876,7 +11155,7 @@ static void ft__append_config(ft__string *out, const ft_model *model) {
     ft__append_json(out, member, -1);
     ft__append(out, ",\n");
   }
-  if (model->has_head) {
+  if (model->has_head && config->task != FT_TASK_MASKED) {
     ft__append(out, "  \"id2label\": {");
     for (label = 0; label < model->config.labels; ++label) {
       ft__append_format(out, "%s\n    \"%d\": ", label ? "," : "", label);
@@ -10888,10 +11167,14 @@ static void ft__append_config(ft__string *out, const ft_model *model) {
       ft__append_json_string(out, model->label_names[label], strlen(model->label_names[label]));
       ft__append_format(out, ": %d", label);
     }
-    ft__append_format(out, "\n  },\n  \"problem_type\": \"%s\",\n", problems[model->config.task]);
+    ft__append(out, "\n  },\n");
+    if (config->head_size != config->hidden_size) ft__append_format(out, "  \"head_size\": %d,\n", config->head_size);
+    if (config->head_activation != model->family->head_activation)
+      ft__append_format(out, "  \"head_activation\": \"%s\",\n", ft__activation_name(config->head_activation));
   }
+  if (tasks[task].problem) ft__append_format(out, "  \"problem_type\": \"%s\",\n", tasks[task].problem);
   ft__append_format(out, "  \"dtype\": \"float32\",\n  \"architectures\": [\n    \"%s%s\"\n  ]\n}\n",
-                    model->family->class_name, model->has_head ? "ForSequenceClassification" : "Model");
+                    model->family->class_name, tasks[task].class_name);
 }
 
 static ft_status ft__save_weights(ft_context *context, const ft_model *model, const char *directory) {
@@ -10941,13 +11224,20 @@ FT_API ft_status ft_model_save(ft_context *context, const ft_model *model, const
 
 /* Dropout sites: a layer (0 the embeddings, L + 1 the head) and a place in it. They never change, whatever else runs.
  */
-enum { FT__SITE_EMBEDDING = 0, FT__SITE_ATTENTION, FT__SITE_ATTENTION_OUTPUT, FT__SITE_FEED_FORWARD, FT__SITE_HEAD };
+enum {
+  FT__SITE_EMBEDDING = 0,
+  FT__SITE_ATTENTION,
+  FT__SITE_ATTENTION_OUTPUT,
+  FT__SITE_FEED_FORWARD,
+  FT__SITE_HEAD,
+  FT__SITE_HEAD_DENSE
+};
 
 static uint32_t ft__site(int layer, int place) { return (uint32_t)(layer * 16 + place); }
 
 typedef struct ft__forward { /* one run */
   const ft_model *model;
-  ft_tensor *ids, *positions, *types, *offsets, *lengths, *first; /* the batch in back-end memory */
+  ft_tensor *ids, *positions, *types, *offsets, *lengths, *rows; /* the batch in back-end memory; rows: for the head */
   int64_t longest;
   bool training;
 } ft__forward;
@@ -10986,23 +11276,53 @@ static ft_status ft__check_batch(ft_context *context, const ft_model *model, con
   return FT_OK;
 }
 
-static ft_status ft__upload_batch(ft_context *context, const ft_batch *batch, ft__forward *run) {
-  int32_t *positions;
+/* Position numbers [T]: 0, 1, .. in each text; RoBERTa counts its tokens from pad_id + 1 and gives [PAD] pad_id. */
+static int32_t *ft__number_positions(ft_context *context, const ft_model *model, const ft_batch *batch) {
+  int32_t *positions =
+      (int32_t *)ft__arena_allocate(context, &context->host_arena, (size_t)batch->tokens * sizeof *positions);
   int64_t b, t;
+  for (b = 0; positions && b < batch->texts; ++b) {
+    int32_t next = model->first_position;
+    for (t = batch->offsets[b]; t < batch->offsets[b + 1]; ++t)
+      positions[t] = next > 0 && batch->ids[t] == model->config.pad_id ? model->config.pad_id : next++;
+  }
+  return positions;
+}
+
+static bool ft__is_over_texts(const ft_model *model) {
+  return model->config.task != FT_TASK_TOKENS && model->config.task != FT_TASK_MASKED;
+}
+
+/* The rows that the head reads: each text's first token, or those asked for; NULL: all of them. */
+static ft_status ft__upload_rows(ft_context *context, const ft_batch *batch, const ft_forward_options *options,
+                                 ft__forward *run) {
+  int64_t i;
+  if (ft__is_over_texts(run->model)) {
+    run->rows = ft__upload(context, batch->offsets, batch->texts);
+    return run->rows ? FT_OK : context->status;
+  }
+  if (!options->rows) return FT_OK;
+  for (i = 0; i < options->row_count; ++i)
+    if (options->rows[i] < 0 || options->rows[i] >= batch->tokens)
+      return ft__error(context, FT_ERROR_ARGUMENT, "row %d is outside the %lld tokens of the batch", options->rows[i],
+                       (long long)batch->tokens);
+  run->rows = ft__upload(context, options->rows, options->row_count);
+  return run->rows ? FT_OK : context->status;
+}
+
+static ft_status ft__upload_batch(ft_context *context, const ft_batch *batch, const ft_forward_options *options,
+                                  ft__forward *run) {
+  int32_t *positions;
   ft_status status = ft__check_batch(context, run->model, batch, &run->longest);
+  if (status == FT_OK) status = ft__upload_rows(context, batch, options, run);
   if (status != FT_OK) return status;
-  positions = (int32_t *)ft__arena_allocate(context, &context->host_arena, (size_t)batch->tokens * sizeof *positions);
-  if (!positions) return context->status;
-  for (b = 0; b < batch->texts; ++b)
-    for (t = batch->offsets[b]; t < batch->offsets[b + 1]; ++t) positions[t] = (int32_t)(t - batch->offsets[b]);
+  if (!(positions = ft__number_positions(context, run->model, batch))) return context->status;
   run->ids = ft__upload(context, batch->ids, batch->tokens);
   run->positions = ft__upload(context, positions, batch->tokens);
   run->types = run->model->types.weight ? ft__upload(context, batch->token_types, batch->tokens) : NULL;
   run->offsets = ft__upload(context, batch->offsets, batch->texts + 1);
   run->lengths = ft__upload(context, batch->lengths, batch->texts);
-  run->first = ft__upload(context, batch->offsets, batch->texts);
-  return run->ids && run->positions && run->offsets && run->lengths && run->first &&
-                 (run->types || !run->model->types.weight)
+  return run->ids && run->positions && run->offsets && run->lengths && (run->types || !run->model->types.weight)
              ? FT_OK
              : context->status;
 }
@@ -11011,20 +11331,28 @@ static ft_tensor *ft__apply_linear(ft_context *context, ft_tensor *x, const ft__
   return ft_linear(context, x, module->weight, module->bias, activation);
 }
 
-static ft_tensor *ft__embed_tokens(ft_context *context, const ft__forward *run) {
-  const ft_model *model = run->model;
-  const ft__module *norm = &model->embedding_norm;
-  ft_tensor *h = ft_embedding(context, model->words.weight, run->ids, model->positions.weight, run->positions,
-                              model->types.weight, run->types);
-  h = ft_residual_layer_norm(context, h, NULL, norm->weight, norm->bias, model->config.layer_norm_epsilon, 0, 0);
-  return ft_dropout(context, h, run->training ? model->config.hidden_dropout : 0, ft__site(0, FT__SITE_EMBEDDING));
+static ft_tensor *ft__apply_norm(ft_context *context, const ft__forward *run, ft_tensor *x, ft_tensor *residual,
+                                 const ft__module *module, double dropout, uint32_t site, ft_tensor *into) {
+  return ft__residual_layer_norm_into(context, x, residual, module->weight, module->bias,
+                                      run->model->config.layer_norm_epsilon, dropout, site, into);
 }
 
-/* One layer; the result goes into `into` unless that is NULL. */
+static ft_tensor *ft__embed_tokens(ft_context *context, const ft__forward *run) {
+  const ft_model *model = run->model;
+  ft_tensor *h = ft_embedding(context, model->words.weight, run->ids, model->positions.weight, run->positions,
+                              model->types.weight, run->types);
+  h = ft__apply_norm(context, run, h, NULL, &model->embedding_norm, 0, 0, NULL);
+  h = ft_dropout(context, h, run->training ? model->config.hidden_dropout : 0, ft__site(0, FT__SITE_EMBEDDING));
+  return model->projection.weight ? ft__apply_linear(context, h, &model->projection, FT_IDENTITY) : h;
+}
+
+/* Layer number `index` of config.layers * config.layers_of_group; the result goes into `into` unless that is NULL. */
 static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int index, ft_tensor *h, ft_tensor *into) {
   const ft_model *model = run->model;
+  const ft__family *family = model->family;
   const ft_config *config = &model->config;
-  const ft__layer *layer = &model->layers[index];
+  int inner = config->layers_of_group, group = ft__group_of_layer(config, index / inner);
+  const ft__layer *layer = &model->layers[group * inner + index % inner];
   double hidden_dropout = run->training ? config->hidden_dropout : 0;
   double attention_dropout = run->training ? config->attention_dropout : 0;
   ft_tensor *query = ft__apply_linear(context, h, &layer->query, FT_IDENTITY);
@@ -11033,14 +11361,13 @@ static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int
   ft_tensor *a = ft_attention(context, query, key, value, run->offsets, run->lengths, run->longest, config->heads,
                               attention_dropout, ft__site(index + 1, FT__SITE_ATTENTION));
   a = ft__apply_linear(context, a, &layer->attention_output, FT_IDENTITY);
-  h = ft_residual_layer_norm(context, a, h, layer->attention_norm.weight, layer->attention_norm.bias,
-                             config->layer_norm_epsilon, model->family->attention_output_dropout ? hidden_dropout : 0,
-                             ft__site(index + 1, FT__SITE_ATTENTION_OUTPUT));
+  h = ft__apply_norm(context, run, a, h, &layer->attention_norm, family->attention_output_dropout ? hidden_dropout : 0,
+                     ft__site(index + 1, FT__SITE_ATTENTION_OUTPUT), NULL);
   a = ft__apply_linear(context, h, &layer->feed_forward_in, config->activation);
   a = ft__apply_linear(context, a, &layer->feed_forward_out, FT_IDENTITY);
-  return ft__residual_layer_norm_into(context, a, h, layer->feed_forward_norm.weight, layer->feed_forward_norm.bias,
-                                      config->layer_norm_epsilon, hidden_dropout,
-                                      ft__site(index + 1, FT__SITE_FEED_FORWARD), into);
+  return ft__apply_norm(context, run, a, h, &layer->feed_forward_norm,
+                        family->feed_forward_dropout ? hidden_dropout : 0, ft__site(index + 1, FT__SITE_FEED_FORWARD),
+                        into);
 }
 
 /* All layers while scoring: nothing is needed again, so two buffers take turns and each layer's memory is given back.
@@ -11052,7 +11379,7 @@ static ft_tensor *ft__run_layers_in_turn(ft_context *context, const ft__forward 
   buffer[0] = ft_tensor_temporary(context, FT_F32, h->dimensions, h->shape);
   buffer[1] = ft_tensor_temporary(context, FT_F32, h->dimensions, h->shape);
   if (!buffer[0] || !buffer[1]) return NULL;
-  for (i = 0; i < run->model->config.layers && h; ++i) {
+  for (i = 0; i < run->model->config.layers * run->model->config.layers_of_group && h; ++i) {
     ft__arena_mark mark = ft__arena_here(&context->backend_arena);
     h = ft__run_layer(context, run, i, h, buffer[i % 2]);
     ft__arena_return(&context->backend_arena, mark);
@@ -11060,13 +11387,24 @@ static ft_tensor *ft__run_layers_in_turn(ft_context *context, const ft__forward 
   return h;
 }
 
+/* logits of h's rows [n, H], by the three forms at the head of the chapter */
 static ft_tensor *ft__run_head(ft_context *context, const ft__forward *run, ft_tensor *h) {
   const ft_model *model = run->model;
-  ft_tensor *first = ft_gather_rows(context, h, run->first);
-  first = ft__apply_linear(context, first, &model->dense, model->family->head_activation);
-  first = ft_dropout(context, first, run->training ? model->config.classifier_dropout : 0,
-                     ft__site(model->config.layers + 1, FT__SITE_HEAD));
-  return ft__apply_linear(context, first, &model->classifier, FT_IDENTITY);
+  const ft_config *config = &model->config;
+  double dropout = run->training ? config->classifier_dropout : 0;
+  int last = config->layers * config->layers_of_group + 1;
+  if (run->rows) h = ft_gather_rows(context, h, run->rows);
+  if (config->task == FT_TASK_MASKED) {
+    h = ft__apply_linear(context, h, &model->dense, config->head_activation);
+    h = ft__apply_norm(context, run, h, NULL, &model->norm, 0, 0, NULL);
+    return ft__apply_linear(context, h, &model->classifier, FT_IDENTITY);
+  }
+  if (ft__is_over_texts(model)) {
+    if (model->family->dropout_before_dense) h = ft_dropout(context, h, dropout, ft__site(last, FT__SITE_HEAD_DENSE));
+    h = ft__apply_linear(context, h, &model->dense, config->head_activation);
+  }
+  h = ft_dropout(context, h, dropout, ft__site(last, FT__SITE_HEAD));
+  return ft__apply_linear(context, h, &model->classifier, FT_IDENTITY);
 }
 
 FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, const ft_batch *batch,
@@ -11074,7 +11412,7 @@ FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, co
   ft__forward run;
   ft_forward_options none;
   ft_tensor *h;
-  int i;
+  int i, inner;
   memset(output, 0, sizeof *output);
   memset(&run, 0, sizeof run);
   memset(&none, 0, sizeof none);
@@ -11083,15 +11421,16 @@ FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, co
   if (model->shapes_only) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights");
   run.model = model;
   run.training = options->training;
-  if (ft__upload_batch(context, batch, &run) != FT_OK) return context->status;
+  if (ft__upload_batch(context, batch, options, &run) != FT_OK) return context->status;
   h = ft__embed_tokens(context, &run);
   if (context->no_grad && !options->hidden_states) {
     h = ft__run_layers_in_turn(context, &run, h);
   } else {
     if (options->hidden_states) output->hidden_states[0] = h;
-    for (i = 0; i < model->config.layers && h; ++i) {
+    inner = model->config.layers_of_group;
+    for (i = 0; i < model->config.layers * inner && h; ++i) {
       h = ft__run_layer(context, &run, i, h, NULL);
-      if (options->hidden_states) output->hidden_states[i + 1] = h;
+      if (options->hidden_states) output->hidden_states[i / inner + 1] = h;
     }
   }
   if (!(output->hidden = h)) return context->status;
@@ -11100,24 +11439,33 @@ FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, co
   return output->logits ? FT_OK : context->status;
 }
 
+/* How many rows have a label that counts; -1 after an error. */
+static int64_t ft__count_labels(ft_context *context, const ft_model *model, const int32_t *labels, int64_t rows) {
+  int64_t i, count = 0;
+  for (i = 0; i < rows; ++i) {
+    count += labels[i] >= 0;
+    if (labels[i] < model->config.labels) continue;
+    ft__error(context, FT_ERROR_ARGUMENT, "ft_model_loss: label %d, but the model has %d", labels[i],
+              model->config.labels);
+    return -1;
+  }
+  return count;
+}
+
 FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_tensor *logits, const int32_t *labels,
                                 const float *targets, double divisor) {
   ft_tensor *wanted;
-  int64_t rows, i;
+  int64_t rows, count;
   if (!model || !logits) return NULL;
   rows = logits->shape[0];
-  if (divisor == 0) divisor = (double)rows;
-  if (model->config.task == FT_TASK_SINGLE_LABEL) {
-    if (!labels) ft__error(context, FT_ERROR_ARGUMENT, "ft_model_loss: a single-label model wants labels");
-    for (i = 0; labels && i < rows; ++i) {
-      if (labels[i] < model->config.labels) continue;
-      ft__error(context, FT_ERROR_ARGUMENT, "ft_model_loss: label %d, but the model has %d", labels[i],
-                model->config.labels);
-      return NULL;
-    }
-    wanted = labels ? ft__upload(context, labels, rows) : NULL;
+  if (model->config.task != FT_TASK_MULTI_LABEL && model->config.task != FT_TASK_REGRESSION) {
+    if (!labels) ft__error(context, FT_ERROR_ARGUMENT, "ft_model_loss: a model that predicts classes wants labels");
+    if (!labels || (count = ft__count_labels(context, model, labels, rows)) < 0) return NULL;
+    if (divisor == 0) divisor = count > 0 ? (double)count : 1;
+    wanted = ft__upload(context, labels, rows);
     return wanted ? ft_cross_entropy_loss(context, logits, wanted, divisor) : NULL;
   }
+  if (divisor == 0) divisor = (double)rows;
   if (!targets) {
     ft__error(context, FT_ERROR_ARGUMENT, "ft_model_loss: a multi-label or regression model wants targets");
     return NULL;
@@ -11487,8 +11835,10 @@ static bool ft__order_by_length(ft_context *context, const ft_encoded *encoded, 
 typedef ft_status (*ft__batch_visitor)(ft_context *context, void *argument, const ft_batch *batch, const int64_t *rows,
                                        const ft_output *output);
 
-static ft_status ft__run_over(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
-                              bool no_head, ft__batch_visitor visit, void *argument) {
+static ft_status ft__run_over(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                              const ft_scoring_options *scoring, bool no_head, ft__batch_visitor visit,
+                              void *argument) {
+  int batch_size = scoring && scoring->batch_size > 0 ? scoring->batch_size : 32;
   ft_forward_options options;
   ft_output output;
   ft_batch batch;
@@ -11498,7 +11848,6 @@ static ft_status ft__run_over(ft_context *context, const ft_model *model, const 
   memset(&batch, 0, sizeof batch);
   memset(&options, 0, sizeof options);
   options.no_head = no_head;
-  if (batch_size < 1) batch_size = 32;
   order = (int64_t *)ft__allocate(context, ((size_t)encoded->rows + 1) * sizeof *order);
   if (!order || !ft__order_by_length(context, encoded, order)) status = context->status;
   for (start = 0; status == FT_OK && start < encoded->rows; start += batch_size) {
@@ -11515,24 +11864,50 @@ static ft_status ft__run_over(ft_context *context, const ft_model *model, const 
   return status;
 }
 
+typedef struct ft__logits {
+  float *all;             /* [rows, C], or [tokens, C] */
+  const int64_t *offsets; /* of the tokens, or NULL */
+} ft__logits;
+
 static ft_status ft__visit_logits(ft_context *context, void *argument, const ft_batch *batch, const int64_t *rows,
                                   const ft_output *output) {
-  float *all = (float *)argument, *values;
+  const ft__logits *logits = (const ft__logits *)argument;
   int64_t columns, i;
+  float *values;
   ft_status status;
   if (!output->logits) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without its head");
   columns = output->logits->shape[1];
-  values =
-      (float *)ft__arena_allocate(context, &context->host_arena, (size_t)(batch->texts * columns) * sizeof *values);
+  values = (float *)ft__arena_allocate(context, &context->host_arena,
+                                       (size_t)ft_tensor_count(output->logits) * sizeof *values);
   status = values ? ft__read_floats(context, output->logits, values) : context->status;
-  for (i = 0; status == FT_OK && i < batch->texts; ++i)
-    memcpy(all + rows[i] * columns, values + i * columns, (size_t)columns * sizeof *values);
+  for (i = 0; status == FT_OK && i < batch->texts; ++i) {
+    int64_t from = logits->offsets ? batch->offsets[i] : i, to = logits->offsets ? logits->offsets[rows[i]] : rows[i];
+    int64_t count = logits->offsets ? batch->offsets[i + 1] - batch->offsets[i] : 1;
+    memcpy(logits->all + to * columns, values + from * columns, (size_t)(count * columns) * sizeof *values);
+  }
   return status;
 }
 
-FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
-                            float *logits) {
-  return ft__run_over(context, model, encoded, batch_size, false, ft__visit_logits, logits);
+static ft_status ft__predict(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                             const ft_scoring_options *options, bool over_texts, float *all) {
+  ft__logits logits;
+  logits.all = all;
+  logits.offsets = over_texts || !encoded ? NULL : encoded->offsets;
+  if (model && ft__is_over_texts(model) != over_texts)
+    return ft__error(context, FT_ERROR_ARGUMENT, "the model's head scores %s: use %s",
+                     over_texts ? "tokens, not texts" : "texts, not tokens",
+                     over_texts ? "ft_predict_tokens" : "ft_predict");
+  return ft__run_over(context, model, encoded, options, false, ft__visit_logits, &logits);
+}
+
+FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                            const ft_scoring_options *options, float *logits) {
+  return ft__predict(context, model, encoded, options, true, logits);
+}
+
+FT_API ft_status ft_predict_tokens(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                                   const ft_scoring_options *options, float *logits) {
+  return ft__predict(context, model, encoded, options, false, logits);
 }
 
 /* The mean loss of logits [rows, C] that are in host memory already. */
@@ -11567,7 +11942,7 @@ FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *mod
 }
 
 FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const ft_encoded *encoded,
-                             const ft_dataset *dataset, int batch_size, ft_metrics *metrics) {
+                             const ft_dataset *dataset, const ft_scoring_options *options, ft_metrics *metrics) {
   float *logits;
   double loss = 0;
   ft_status status;
@@ -11578,7 +11953,7 @@ FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const f
                      (long long)encoded->rows, dataset->name, (long long)dataset->rows);
   logits = (float *)ft__allocate(context, (size_t)(dataset->rows * model->config.labels) * sizeof *logits);
   if (!logits) return context->status;
-  status = ft_predict(context, model, encoded, batch_size, logits);
+  status = ft_predict(context, model, encoded, options, logits);
   if (status == FT_OK) status = ft__mean_loss(context, model, dataset, logits, &loss);
   if (status == FT_OK) {
     metrics->loss = loss;
@@ -11623,13 +11998,13 @@ static ft_status ft__visit_hidden(ft_context *context, void *argument, const ft_
   return status;
 }
 
-FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded, int batch_size,
-                          bool mean, bool normalize, float *embeddings) {
+FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                          const ft_scoring_options *options, bool mean, bool normalize, float *embeddings) {
   ft__pooling pooling;
   pooling.embeddings = embeddings;
   pooling.mean = mean;
   pooling.normalize = normalize;
-  return ft__run_over(context, model, encoded, batch_size, true, ft__visit_hidden, &pooling);
+  return ft__run_over(context, model, encoded, options, true, ft__visit_hidden, &pooling);
 }
 
 /* ---- snapshots: the trained parameters at one moment ---- */
@@ -11812,7 +12187,7 @@ static ft_status ft__train_batch(ft__trainer *t, int64_t index, int64_t micro_ba
                                  double *loss) {
   ft_context *context = t->context;
   int64_t first = t->starts[index], count = t->starts[index + 1] - first, classes = t->train->label_count, i;
-  ft_forward_options forward = {true, false, false};
+  ft_forward_options forward;
   ft_output output;
   ft_tensor *batch_loss;
   ft_real value = 0;
@@ -11823,6 +12198,7 @@ static ft_status ft__train_batch(ft__trainer *t, int64_t index, int64_t micro_ba
     if (t->train->targets)
       memcpy(t->targets + i * classes, t->train->targets + row * classes, (size_t)classes * sizeof(float));
   }
+  memset(&forward, 0, sizeof forward);
   forward.training = !t->options.no_dropout;
   ft_random_position(context, t->options.seed, t->step, micro_batch);
   status = ft_batch_select(context, &t->batch, t->encoded, t->order + first, count);
@@ -11877,13 +12253,15 @@ static ft_status ft__train_step(ft__trainer *t, int64_t index) {
 
 static ft_status ft__train_evaluate(ft__trainer *t, int epoch) {
   ft_train_progress progress;
+  ft_scoring_options scoring;
   ft_metrics metrics;
   ft_status status;
   double score;
   memset(&metrics, 0, sizeof metrics);
   memset(&progress, 0, sizeof progress);
-  status = ft_evaluate(t->context, t->model, t->encoded_evaluation, t->evaluation, t->options.evaluation_batch_size,
-                       &metrics);
+  memset(&scoring, 0, sizeof scoring);
+  scoring.batch_size = t->options.evaluation_batch_size;
+  status = ft_evaluate(t->context, t->model, t->encoded_evaluation, t->evaluation, &scoring, &metrics);
   if (status != FT_OK) return status;
   score = ft_metrics_score(&metrics, t->evaluation->task);
   if (t->result->best_epoch == 0 || score > t->result->best_score) {

@@ -70,7 +70,7 @@ static bool show_results(ft_context *context, const ft_model *model, const ft_to
   ft_encoded *encoded = ft_dataset_encode(context, data, tokenizer, max_length);
   float *logits = (float *)ft_allocate(context, (size_t)(data->rows * data->label_count) * sizeof *logits);
   ft_metrics metrics = {0};
-  bool ok = encoded && logits && ft_predict(context, model, encoded, 0, logits) == FT_OK &&
+  bool ok = encoded && logits && ft_predict(context, model, encoded, NULL, logits) == FT_OK &&
             ft_metrics_compute(context, data, logits, &metrics) == FT_OK;
   int64_t row;
   if (ok) show_confusion(data, &metrics);

@@ -60,7 +60,7 @@ static void test_best(bool keep_last) {
   CHECK(test.epoch == 3 && test.score[0] == 0.75 && test.score[1] == 0.75 && test.score[2] == 0.25);
   CHECK(test.best_epoch == 1 && result.best_epoch == 1 && result.best_score == 0.75);
   encoded = ft_dataset_encode(test.context, evaluation.dataset, tokenizer, 40);
-  CHECK(ft_evaluate(test.context, test.model, encoded, evaluation.dataset, 0, &metrics) == FT_OK);
+  CHECK(ft_evaluate(test.context, test.model, encoded, evaluation.dataset, NULL, &metrics) == FT_OK);
   CHECK(metrics.accuracy == (keep_last ? 0.25 : result.best_score));
   ft_metrics_free(&metrics);
   ft_encoded_free(encoded);

@@ -35,8 +35,8 @@ static bool job_run(job *j, const char *golden) {
   j->model = ft_model_load(j->context, golden, NULL);
   trained = ft_train(j->context, j->model, j->tokenizer, j->data, j->data, &options, &result);
   j->encoded = ft_dataset_encode(j->context, j->data, j->tokenizer, 40);
-  evaluated = ft_evaluate(j->context, j->model, j->encoded, j->data, 0, &j->metrics);
-  if (evaluated == FT_OK) evaluated = ft_predict(j->context, j->model, j->encoded, 0, j->logits);
+  evaluated = ft_evaluate(j->context, j->model, j->encoded, j->data, NULL, &j->metrics);
+  if (evaluated == FT_OK) evaluated = ft_predict(j->context, j->model, j->encoded, NULL, j->logits);
   saved = ft_model_save(j->context, j->model, j->tokenizer, directory);
   return trained == FT_OK && evaluated == FT_OK && saved == FT_OK;
 }
@@ -109,7 +109,7 @@ static void test_steady(void) {
   ft_optimizer *optimizer = ft_optimizer_create(context, model, NULL);
   small_data data = small_parse(context, small_csv, NULL);
   ft_encoded *encoded = ft_dataset_encode(context, data.dataset, tokenizer, 40);
-  ft_forward_options options = {true, false, false};
+  ft_forward_options options = {true, false, false, NULL, 0};
   int64_t rows[SMALL_ROWS], calls = 0, i;
   ft_batch batch;
   int step;

@@ -4,6 +4,8 @@
 #include "check.h"
 #include "small.h"
 
+static const ft_scoring_options three = {3}, four = {4}, five = {5};
+
 static ft_context *context;
 static const char bert[] = "tests/golden/bert-pairs", distilbert[] = "tests/golden/distilbert";
 
@@ -128,8 +130,8 @@ static void test_predict(const char *directory) {
   ft_batch batch;
   ft_output output;
   memset(&batch, 0, sizeof batch);
-  CHECK(ft_predict(context, model, encoded, 0, by_default) == FT_OK);
-  CHECK(ft_predict(context, model, encoded, 3, by_three) == FT_OK);
+  CHECK(ft_predict(context, model, encoded, NULL, by_default) == FT_OK);
+  CHECK(ft_predict(context, model, encoded, &three, by_three) == FT_OK);
   for (row = 0; row < SMALL_ROWS; ++row) {
     CHECK(ft_batch_select(context, &batch, encoded, &row, 1) == FT_OK);
     CHECK(ft_model_forward(context, model, &batch, NULL, &output) == FT_OK);
@@ -158,14 +160,14 @@ static void test_evaluate(void) {
   int right = 0, row;
   ft_metrics metrics;
   memset(&metrics, 0, sizeof metrics);
-  CHECK(ft_predict(context, model, encoded, 0, logits) == FT_OK);
+  CHECK(ft_predict(context, model, encoded, NULL, logits) == FT_OK);
   for (row = 0; row < SMALL_ROWS; ++row) {
     double zero = logits[2 * row], one = logits[2 * row + 1];
     int label = data.dataset->labels[row];
     loss += log(exp(zero) + exp(one)) - (label ? one : zero);
     right += (one > zero) == label;
   }
-  CHECK(ft_evaluate(context, model, encoded, data.dataset, 5, &metrics) == FT_OK);
+  CHECK(ft_evaluate(context, model, encoded, data.dataset, &five, &metrics) == FT_OK);
   CHECK_NEAR(metrics.loss, loss / SMALL_ROWS, 1e-6);
   CHECK_NEAR(metrics.accuracy, (double)right / SMALL_ROWS, 1e-12);
   CHECK(metrics.rows == SMALL_ROWS && metrics.classes == 2);
@@ -191,9 +193,9 @@ static void test_embed(void) {
   memset(&batch, 0, sizeof batch);
   memset(&options, 0, sizeof options);
   options.no_head = true;
-  CHECK(ft_embed(context, model, encoded, 4, false, false, first) == FT_OK);
-  CHECK(ft_embed(context, model, encoded, 0, true, false, mean) == FT_OK);
-  CHECK(ft_embed(context, model, encoded, 4, true, true, unit) == FT_OK);
+  CHECK(ft_embed(context, model, encoded, &four, false, false, first) == FT_OK);
+  CHECK(ft_embed(context, model, encoded, NULL, true, false, mean) == FT_OK);
+  CHECK(ft_embed(context, model, encoded, &four, true, true, unit) == FT_OK);
   for (row = 0; row < SMALL_ROWS; ++row) {
     double squares = 0;
     CHECK(ft_batch_select(context, &batch, encoded, &row, 1) == FT_OK);
@@ -311,10 +313,10 @@ static void test_nulls(void) {
   REFUSED(ft_optimizer_gradient_norm(fresh, NULL, &norm));
   REFUSED(ft_optimizer_step(fresh, NULL, 1, 1));
   REFUSED(ft_metrics_compute(fresh, NULL, logits, &metrics));
-  REFUSED(ft_predict(fresh, model, NULL, 0, logits));
-  REFUSED(ft_predict(fresh, NULL, NULL, 0, logits));
-  REFUSED(ft_evaluate(fresh, model, NULL, NULL, 0, &metrics));
-  REFUSED(ft_embed(fresh, model, NULL, 0, true, true, logits));
+  REFUSED(ft_predict(fresh, model, NULL, NULL, logits));
+  REFUSED(ft_predict(fresh, NULL, NULL, NULL, logits));
+  REFUSED(ft_evaluate(fresh, model, NULL, NULL, NULL, &metrics));
+  REFUSED(ft_embed(fresh, model, NULL, NULL, true, true, logits));
   REFUSED(ft_snapshot_take(fresh, NULL, model));
   REFUSED(ft_snapshot_restore(fresh, NULL, model));
   REFUSED(ft_train(fresh, NULL, NULL, NULL, NULL, NULL, NULL));
@@ -339,9 +341,9 @@ static void test_mismatch(void) {
   memset(&options, 0, sizeof options);
   options.encoder_only = true;
   headless = ft_model_load(context, distilbert, &options);
-  CHECK(ft_evaluate(context, model, encoded, two.dataset, 0, &metrics) == FT_ERROR_ARGUMENT);
+  CHECK(ft_evaluate(context, model, encoded, two.dataset, NULL, &metrics) == FT_ERROR_ARGUMENT);
   CHECK_TEXT(ft_error_message(context), "ft_evaluate: 14 encoded texts, but words.csv has 2 rows");
-  CHECK(ft_predict(context, headless, encoded, 0, logits) == FT_ERROR_ARGUMENT);
+  CHECK(ft_predict(context, headless, encoded, NULL, logits) == FT_ERROR_ARGUMENT);
   CHECK_TEXT(ft_error_message(context), "the model was loaded without its head");
   ft__error(context, FT_ERROR_FILE, "something else");
   CHECK(ft_train(context, headless, tokenizer, data.dataset, NULL, NULL, NULL) == FT_ERROR_ARGUMENT);

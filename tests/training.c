@@ -152,7 +152,7 @@ static void test_mean_loss(void) {
   run whole = run_new(bert), parts = run_new(bert);
   ft_metrics metrics;
   memset(&metrics, 0, sizeof metrics);
-  CHECK(ft_evaluate(context, model, encoded, data.dataset, 0, &metrics) == FT_OK);
+  CHECK(ft_evaluate(context, model, encoded, data.dataset, NULL, &metrics) == FT_OK);
   whole.options.batch_size = 16;
   parts.options.gradient_accumulation = 4;
   whole.options.epochs = parts.options.epochs = 1;

@@ -71,12 +71,75 @@ static void predict_print_row(const ft_config *config, const float *logits, doub
   printf("\n");
 }
 
-static bool predict_csv(const predict_inputs *in, int batch_size, bool with_logits) {
+static void predict_print_json_string(const char *text, size_t length) {
+  size_t i;
+  putchar('"');
+  for (i = 0; i < length; ++i) {
+    unsigned char c = (unsigned char)text[i];
+    if (c == '"' || c == '\\')
+      printf("\\%c", c);
+    else if (c < 0x20)
+      printf("\\u%04x", c);
+    else
+      putchar(c);
+  }
+  putchar('"');
+}
+
+/* One text's tokens as a JSON object: word, bytes [start, end), label and its probability; special tokens left out. */
+static bool predict_print_tokens(const predict_inputs *in, const ft_cell *text, const ft_encoding *encoding,
+                                 const float *logits, double *probabilities) {
+  const ft_config *config = ft_model_config(in->model);
+  int64_t t;
+  bool first = true;
+  printf("{\"tokens\":[");
+  for (t = 0; t < encoding->count; ++t) {
+    int best = common_argmax(logits + t * config->labels, config->labels);
+    if (encoding->end[t] <= encoding->begin[t]) continue;
+    common_probabilities(config, logits + t * config->labels, probabilities);
+    printf("%s{\"word\":", first ? "" : ",");
+    predict_print_json_string(text->text + encoding->begin[t], (size_t)(encoding->end[t] - encoding->begin[t]));
+    printf(",\"start\":%d,\"end\":%d,\"label\":", encoding->begin[t], encoding->end[t]);
+    predict_print_json_string(config->label_names[best], strlen(config->label_names[best]));
+    printf(",\"score\":%.9g}", probabilities[best]);
+    first = false;
+  }
+  printf("]}\n");
+  return true;
+}
+
+/* Token classification: every text is encoded once more for its offsets. */
+static bool predict_tokens(const predict_inputs *in, const ft_dataset *dataset, const ft_encoded *encoded,
+                           const ft_scoring_options *options, int max_length) {
+  int64_t tokens = encoded->offsets[encoded->rows], row;
+  size_t labels = (size_t)ft_model_config(in->model)->labels;
+  float *logits = (float *)malloc(((size_t)tokens * labels + 1) * sizeof *logits);
+  double *probabilities = (double *)malloc(labels * sizeof *probabilities);
+  ft_encode_options encode;
+  ft_encoding encoding;
+  bool ok = logits && probabilities && ft_predict_tokens(in->context, in->model, encoded, options, logits) == FT_OK;
+  memset(&encode, 0, sizeof encode);
+  memset(&encoding, 0, sizeof encoding);
+  encode.offsets = true;
+  encode.max_length = max_length;
+  for (row = 0; ok && row < encoded->rows; ++row) {
+    const ft_cell *text = &dataset->texts[row], *pair = dataset->pairs ? &dataset->pairs[row] : NULL;
+    ok = ft_tokenizer_encode(in->context, in->tokenizer, text->text, text->length, pair ? pair->text : NULL,
+                             pair ? pair->length : 0, &encode, &encoding) == FT_OK &&
+         predict_print_tokens(in, text, &encoding, logits + (size_t)encoded->offsets[row] * labels, probabilities);
+  }
+  ft_encoding_free(&encoding);
+  free(logits);
+  free(probabilities);
+  return ok;
+}
+
+static bool predict_csv(const predict_inputs *in, const ft_scoring_options *options, bool with_logits) {
   const ft_config *config = ft_model_config(in->model);
   int64_t rows = in->encoded->rows, row;
   float *logits = (float *)malloc((size_t)(rows * config->labels + 1) * sizeof *logits);
   double *probabilities = (double *)malloc((size_t)config->labels * sizeof *probabilities);
-  bool ok = logits && probabilities && ft_predict(in->context, in->model, in->encoded, batch_size, logits) == FT_OK;
+  bool ok = logits && probabilities && ft_predict(in->context, in->model, in->encoded, options, logits) == FT_OK;
   int c;
   if (ok) {
     printf(config->task == FT_TASK_REGRESSION ? "value" : "label,score");
@@ -121,8 +184,12 @@ static bool predict_text(const predict_inputs *in, const char *text, int max_len
   one.texts = &cell;
   max_length = ft_max_length(in->context, in->model, in->tokenizer, max_length);
   encoded = max_length ? ft_dataset_encode(in->context, &one, in->tokenizer, max_length) : NULL;
-  ok = probabilities && logits && encoded && ft_predict(in->context, in->model, encoded, 1, logits) == FT_OK;
-  if (ok) predict_print_bars(config, logits, probabilities);
+  if (encoded && config->task == FT_TASK_TOKENS) {
+    ok = predict_tokens(in, &one, encoded, NULL, max_length);
+  } else {
+    ok = probabilities && logits && encoded && ft_predict(in->context, in->model, encoded, NULL, logits) == FT_OK;
+    if (ok) predict_print_bars(config, logits, probabilities);
+  }
   ft_encoded_free(encoded);
   free(probabilities);
   free(logits);
@@ -134,6 +201,7 @@ static int command_predict(int argc, char **argv) {
   const char *csv = NULL, *text_column = NULL, *pair_column = NULL;
   long long batch_size = 32, max_length = 0, threads = 0;
   bool with_logits = false, ok;
+  ft_scoring_options scoring;
   const arguments_option table[] = {
       {"--csv", ARGUMENT_TEXT, &csv, "score every row of this CSV, TSV or JSONL file"},
       {"--text", ARGUMENT_TEXT, &text_column, "the column of texts (text, review, sentence or content)"},
@@ -149,10 +217,18 @@ static int command_predict(int argc, char **argv) {
     fprintf(stderr, "usage: %s\n", usage);
     return EXIT_USAGE;
   }
+  memset(&scoring, 0, sizeof scoring);
   ok = predict_open(&in, positional.value[0], NULL, csv, text_column, pair_column, (int)max_length, (int)threads);
   if (!ok && in.context) common_failed(in.context);
   if (ok && (ok = predict_has_head(in.model))) {
-    ok = csv ? predict_csv(&in, (int)batch_size, with_logits) : predict_text(&in, positional.value[1], (int)max_length);
+    scoring.batch_size = (int)batch_size;
+    if (!csv)
+      ok = predict_text(&in, positional.value[1], (int)max_length);
+    else if (ft_model_config(in.model)->task == FT_TASK_TOKENS)
+      ok = predict_tokens(&in, in.dataset, in.encoded, &scoring,
+                          ft_max_length(in.context, in.model, in.tokenizer, (int)max_length));
+    else
+      ok = predict_csv(&in, &scoring, with_logits);
     if (!ok) common_failed(in.context);
   }
   predict_close(&in);
@@ -177,6 +253,7 @@ static int command_embed(int argc, char **argv) {
   arguments_positional positional;
   predict_inputs in;
   ft_model_options options;
+  ft_scoring_options scoring;
   ft_safetensors_item item;
   float *embeddings = NULL;
   if (!arguments_parse(argc, argv, usage, table, ARGUMENTS_COUNT(table), &positional)) return EXIT_USAGE;
@@ -185,6 +262,8 @@ static int command_embed(int argc, char **argv) {
     return EXIT_USAGE;
   }
   memset(&options, 0, sizeof options);
+  memset(&scoring, 0, sizeof scoring);
+  scoring.batch_size = (int)batch_size;
   options.encoder_only = true;
   ok = predict_open(&in, positional.value[0], &options, csv, text_column, NULL, (int)max_length, (int)threads);
   if (ok) {
@@ -195,8 +274,8 @@ static int command_embed(int argc, char **argv) {
     item.shape[1] = ft_model_config(in.model)->hidden_size;
     item.data = embeddings = (float *)malloc((size_t)(item.shape[0] * item.shape[1] + 1) * sizeof *embeddings);
     ok = embeddings &&
-         ft_embed(in.context, in.model, in.encoded, (int)batch_size, strcmp(pool, "mean") == 0, normalize,
-                  embeddings) == FT_OK &&
+         ft_embed(in.context, in.model, in.encoded, &scoring, strcmp(pool, "mean") == 0, normalize, embeddings) ==
+             FT_OK &&
          ft_safetensors_write(in.context, out, &item, 1, metadata, 2) == FT_OK;
   }
   if (!ok && in.context) common_failed(in.context);

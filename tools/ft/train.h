@@ -203,7 +203,7 @@ static bool train_measure(train_command *c, const ft_dataset *dataset, ft_metric
   if (!dataset) return true;
   encoded = ft_dataset_encode(c->context, dataset, c->tokenizer,
                               ft_max_length(c->context, c->network, c->tokenizer, (int)c->max_length));
-  ok = encoded && ft_evaluate(c->context, c->network, encoded, dataset, 0, metrics) == FT_OK;
+  ok = encoded && ft_evaluate(c->context, c->network, encoded, dataset, NULL, metrics) == FT_OK;
   ft_encoded_free(encoded);
   if (!ok) common_failed(c->context);
   return ok;

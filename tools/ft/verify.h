@@ -122,14 +122,17 @@ static void verify_tensor(verify_state *v, int group, const char *name, const fl
 typedef struct verify_batch {
   ft_batch batch;
   int64_t rows, length; /* of the padded arrays */
-  int32_t *labels;
+  int32_t *labels;      /* [rows]; of tokens [packed tokens] */
   float *targets;
+  int32_t *labelled; /* of tokens: those whose label counts; NULL: not asked for */
+  int64_t labelled_count;
 } verify_batch;
 
 static void verify_batch_free(verify_batch *b) {
   ft_batch_free(&b->batch);
   free(b->labels);
   free(b->targets);
+  free(b->labelled);
   memset(b, 0, sizeof *b);
 }
 
@@ -160,20 +163,41 @@ static bool verify_pack(verify_state *v, verify_batch *b, const int64_t *ids, co
   return ok || verify_fail(v, "cannot pack", "input_ids by attention_mask");
 }
 
+static bool verify_over_tokens(const verify_state *v) {
+  ft_task task = ft_model_config(v->model)->task;
+  return task == FT_TASK_TOKENS || task == FT_TASK_MASKED;
+}
+
+/* labels [rows], or of tokens [rows, length], of which the real tokens' are kept. */
 static bool verify_read_labels(verify_state *v, verify_batch *b, const char *name) {
   const ft_safetensors_entry *entry = ft_safetensors_find(v->golden, name);
   const ft_config *config = ft_model_config(v->model);
-  int64_t i, wanted = config->task == FT_TASK_SINGLE_LABEL ? b->rows : b->rows * config->labels;
-  if (!entry || entry->count != wanted) return verify_fail(v, "wrong or missing", name);
-  if (config->task != FT_TASK_SINGLE_LABEL) return (b->targets = verify_floats(v, name, &entry)) != NULL;
-  {
-    int64_t *values = verify_ints(v, name, &entry);
-    b->labels = (int32_t *)malloc(((size_t)b->rows + 1) * sizeof(int32_t));
-    for (i = 0; values && b->labels && i < b->rows; ++i)
-      b->labels[i] = values[i] >= -100 && values[i] < INT32_MAX ? (int32_t)values[i] : INT32_MAX;
-    free(values);
-    return values && b->labels;
+  bool classes = config->task != FT_TASK_MULTI_LABEL && config->task != FT_TASK_REGRESSION;
+  int64_t columns = verify_over_tokens(v) ? b->length : classes ? 1 : config->labels, row, i, used = 0, *values;
+  if (!entry || entry->count != b->rows * columns) return verify_fail(v, "wrong or missing", name);
+  if (!classes) return (b->targets = verify_floats(v, name, &entry)) != NULL;
+  values = verify_ints(v, name, &entry);
+  b->labels = (int32_t *)malloc(((size_t)entry->count + 1) * sizeof(int32_t));
+  for (row = 0; values && b->labels && row < b->rows; ++row) {
+    for (i = 0; i < columns && (columns == 1 || i < b->batch.lengths[row]); ++i) {
+      int64_t value = values[row * columns + i];
+      b->labels[used++] = value >= -100 && value < INT32_MAX ? (int32_t)value : INT32_MAX;
+    }
   }
+  free(values);
+  return values && b->labels;
+}
+
+/* Leaves only the labelled tokens' labels, and lists those tokens: as a masked language model trains. */
+static bool verify_keep_labelled(verify_batch *b) {
+  int64_t i;
+  b->labelled = (int32_t *)malloc(((size_t)b->batch.tokens + 1) * sizeof(int32_t));
+  for (i = 0; b->labelled && i < b->batch.tokens; ++i) {
+    if (b->labels[i] < 0) continue;
+    b->labels[b->labelled_count] = b->labels[i];
+    b->labelled[b->labelled_count++] = (int32_t)i;
+  }
+  return b->labelled != NULL;
 }
 
 static bool verify_read_batch(verify_state *v, const char *prefix, verify_batch *b) {
@@ -225,27 +249,16 @@ static float *verify_read_tensor(verify_state *v, const ft_tensor *tensor, bool 
   return NULL;
 }
 
-static bool verify_logits(verify_state *v, const ft_output *output) {
+/* NAME [rows, length, columns], or [rows, 1, columns] with the first tokens alone, against ours [tokens, columns];
+   padding is not compared. */
+static bool verify_padded(verify_state *v, int group, const char *name, const verify_batch *b,
+                          const ft_tensor *tensor) {
   const ft_safetensors_entry *entry;
-  float *theirs = verify_floats(v, "logits", &entry), *ours = verify_read_tensor(v, output->logits, false);
-  bool ok = theirs && ours && entry->count == ft_tensor_count(output->logits);
-  if (ok) verify_tensor(v, VERIFY_LOGITS, "logits", ours, theirs, entry->count, verify_largest(theirs, entry->count));
-  free(theirs);
-  free(ours);
-  return ok || verify_fail(v, "wrong or missing", "logits");
-}
-
-/* hidden.N [rows, length, H], or [rows, 1, H] with the first tokens alone; padding is not compared. */
-static bool verify_hidden(verify_state *v, const verify_batch *b, const ft_tensor *hidden, int index) {
-  char name[32];
-  const ft_safetensors_entry *entry;
-  int64_t row, i, columns = hidden->shape[1], stored, compared = 0;
-  float *theirs, *ours = verify_read_tensor(v, hidden, false), *real = NULL, *mine = NULL;
-  bool ok;
-  snprintf(name, sizeof name, "hidden.%d", index);
-  theirs = verify_floats(v, name, &entry);
-  ok = theirs && ours && entry->dimensions == 3 && entry->shape[0] == b->rows && entry->shape[2] == columns &&
-       (entry->shape[1] == b->length || entry->shape[1] == 1);
+  int64_t row, i, columns = tensor->shape[1], stored, compared = 0;
+  float *theirs = verify_floats(v, name, &entry), *ours = verify_read_tensor(v, tensor, false);
+  float *real = NULL, *mine = NULL;
+  bool ok = theirs && ours && entry->dimensions == 3 && entry->shape[0] == b->rows && entry->shape[2] == columns &&
+            (entry->shape[1] == b->length || entry->shape[1] == 1);
   if (ok) {
     stored = entry->shape[1];
     real = (float *)malloc(((size_t)entry->count + 1) * sizeof *real);
@@ -258,13 +271,23 @@ static bool verify_hidden(verify_state *v, const verify_batch *b, const ft_tenso
       }
     }
     ok = real && mine;
-    if (ok) verify_tensor(v, VERIFY_HIDDEN, name, mine, real, compared, verify_largest(real, compared));
+    if (ok) verify_tensor(v, group, name, mine, real, compared, verify_largest(real, compared));
   }
   free(theirs);
   free(ours);
   free(real);
   free(mine);
   return ok || verify_fail(v, "wrong or missing", name);
+}
+
+static bool verify_logits(verify_state *v, const ft_output *output) {
+  const ft_safetensors_entry *entry;
+  float *theirs = verify_floats(v, "logits", &entry), *ours = verify_read_tensor(v, output->logits, false);
+  bool ok = theirs && ours && entry->count == ft_tensor_count(output->logits);
+  if (ok) verify_tensor(v, VERIFY_LOGITS, "logits", ours, theirs, entry->count, verify_largest(theirs, entry->count));
+  free(theirs);
+  free(ours);
+  return ok || verify_fail(v, "wrong or missing", "logits");
 }
 
 static bool verify_is_key_bias(const char *name) { return strstr(name, ".key.bias") || strstr(name, ".k_lin.bias"); }
@@ -363,6 +386,8 @@ static ft_tensor *verify_forward(verify_state *v, const verify_batch *b, bool hi
   ft_forward_options options;
   memset(&options, 0, sizeof options);
   options.hidden_states = hidden;
+  options.rows = b->labelled;
+  options.row_count = b->labelled_count;
   if (ft_model_forward(v->context, v->model, &b->batch, &options, output) != FT_OK) return NULL;
   return ft_model_loss(v->context, v->model, output->logits, b->labels, b->targets, 0);
 }
@@ -379,16 +404,22 @@ static bool verify_one_batch(verify_state *v) {
   ft_output output;
   ft_tensor *loss;
   const ft_safetensors_entry *entry;
+  char name[32];
   float ours = 0, *theirs = NULL;
   int i, layers = ft_model_config(v->model)->layers;
   bool ok = verify_read_batch(v, "", &b);
   if (ok) {
     loss = verify_forward(v, &b, true, &output);
-    ok = verify_read_loss(v, loss, &ours) && verify_logits(v, &output);
+    ok = verify_read_loss(v, loss, &ours) &&
+         (verify_over_tokens(v) ? verify_padded(v, VERIFY_LOGITS, "logits", &b, output.logits)
+                                : verify_logits(v, &output));
     theirs = verify_floats(v, "loss", &entry);
     if (ok && (!theirs || entry->count != 1)) ok = verify_fail(v, "wrong or missing", "loss");
     if (ok) verify_tensor(v, VERIFY_LOSS, "loss", &ours, theirs, 1, fabs((double)theirs[0]));
-    for (i = 0; ok && i <= layers; ++i) ok = verify_hidden(v, &b, output.hidden_states[i], i);
+    for (i = 0; ok && i <= layers; ++i) {
+      snprintf(name, sizeof name, "hidden.%d", i);
+      ok = verify_padded(v, VERIFY_HIDDEN, name, &b, output.hidden_states[i]);
+    }
     if (ok && ft_backward(v->context, loss) != FT_OK) ok = verify_library_failed(v);
     ok = ok && verify_gradients(v);
   }
@@ -415,6 +446,7 @@ static bool verify_step(verify_state *v, ft_optimizer *optimizer, int64_t step, 
                                                         (int64_t)verify_number(v, "total_steps", 0));
   snprintf(prefix, sizeof prefix, "train.%lld.", (long long)step);
   ok = verify_read_batch(v, prefix, &b);
+  if (ok && verify_over_tokens(v)) ok = verify_keep_labelled(&b);
   if (ok) {
     loss = verify_forward(v, &b, false, &output);
     ok = verify_read_loss(v, loss, loss_value);
@@ -503,16 +535,20 @@ static bool verify_load(verify_state *v, const char *model_directory) {
   const ft_safetensors_entry *logits = ft_safetensors_find(v->golden, "logits");
   const ft_safetensors_entry *labels = ft_safetensors_find(v->golden, "labels");
   ft_model_options options;
-  if (!logits || !labels || logits->dimensions != 2 || logits->shape[1] < 1 || logits->shape[1] > 100000)
-    return verify_fail(v, "wrong or missing", "logits or labels");
-  if (!verify_text_is(v, "task", "seq", true) || verify_text_is(v, "trained", "lora", false))
-    return verify_fail(v, "only task seq, trained all or head, can be verified, not",
-                       ft_safetensors_metadata(v->golden, "task"));
+  int64_t columns = logits && logits->dimensions >= 2 ? logits->shape[logits->dimensions - 1] : 0;
+  if (!labels || columns < 1 || columns > 1 << 24) return verify_fail(v, "wrong or missing", "logits or labels");
   memset(&options, 0, sizeof options);
-  options.labels = (int)logits->shape[1];
-  options.task = labels->dtype == FT_I64 || labels->dtype == FT_I32 ? FT_TASK_SINGLE_LABEL
-                 : labels->dimensions == 2                          ? FT_TASK_MULTI_LABEL
-                                                                    : FT_TASK_REGRESSION;
+  options.labels = (int)columns;
+  if (verify_text_is(v, "task", "mlm", false))
+    options.task = FT_TASK_MASKED;
+  else if (verify_text_is(v, "task", "tok", false))
+    options.task = FT_TASK_TOKENS;
+  else if (verify_text_is(v, "task", "seq", true))
+    options.task = labels->dtype == FT_I64 || labels->dtype == FT_I32 ? FT_TASK_SINGLE_LABEL
+                   : labels->dimensions == 2                          ? FT_TASK_MULTI_LABEL
+                                                                      : FT_TASK_REGRESSION;
+  else
+    return verify_fail(v, "task is seq, tok or mlm, not", ft_safetensors_metadata(v->golden, "task"));
   v->model = ft_model_load(v->context, model_directory, &options);
   if (!v->model) return verify_library_failed(v);
   if (verify_text_is(v, "trained", "head", false)) ft_model_train_head(v->model);
