@@ -37,9 +37,25 @@ static void test_golden(void) {
   check_golden("tests/golden/distilbert", NULL);
   check_golden("tests/golden/distilbert-head", NULL);
   check_golden("tests/golden/distilbert-regression", NULL);
+  check_golden("tests/golden/albert-groups", NULL);
+  check_golden("tests/golden/albert-masked", NULL);
+  check_golden("tests/golden/bert-masked", NULL);
+  check_golden("tests/golden/bert-tokens", NULL);
+  check_golden("tests/golden/distilbert-masked", NULL);
+  check_golden("tests/golden/distilbert-tokens", NULL);
+  check_golden("tests/golden/electra", NULL);
+  check_golden("tests/golden/electra-masked", NULL);
+  check_golden("tests/golden/roberta", NULL);
+  check_golden("tests/golden/roberta-masked", NULL);
+  check_golden("tests/golden/roberta-tokens", NULL);
   check_shared("../shared/golden/bert", NULL);
   check_shared("../shared/golden/distilbert", NULL);
   check_shared("../shared/golden/distilbert-head", NULL);
+  check_shared("../shared/golden/albert", NULL);
+  check_shared("../shared/golden/bert-mlm", NULL);
+  check_shared("../shared/golden/bert-tok", NULL);
+  check_shared("../shared/golden/electra", NULL);
+  check_shared("../shared/golden/roberta", NULL);
   if (getenv("FT_TEST_QUICK"))
     SKIP("../shared/golden/minilm-rt is too large for a quick run (FT_TEST_QUICK)");
   else
@@ -206,14 +222,18 @@ static bool passes_without(const char *golden, const char *model, const char *le
   return passes;
 }
 
-static void test_tampering(const char *golden, const char *model, int values) {
-  golden_file g;
+static void test_values(golden_file *g, const char *golden, const char *model, int values) {
   int tried;
-  golden_open(&g, files_path(golden, "golden.safetensors"));
-  CHECK(golden_passes(&g, model, g.size)); /* the file as it is */
-  tried = tamper_with_values(&g, model);
+  golden_open(g, files_path(golden, "golden.safetensors"));
+  CHECK(golden_passes(g, model, g->size)); /* the file as it is */
+  tried = tamper_with_values(g, model);
   if (tried != values) printf("%s: %d numbers changed, %d expected\n", golden, tried, values);
   CHECK(tried == values);
+}
+
+static void test_tampering(const char *golden, const char *model, int values) {
+  golden_file g;
+  test_values(&g, golden, model, values);
   check_rename(&g, model, "logits");
   check_rename(&g, model, "hidden.1");
   check_rename(&g, model, "grad.classifier.weight");
@@ -240,6 +260,7 @@ static void test_tampering(const char *golden, const char *model, int values) {
 }
 
 int main(void) {
+  golden_file masked;
   ft_context_options options;
   memset(&options, 0, sizeof options);
   options.threads = 1;
@@ -251,6 +272,9 @@ int main(void) {
      parameters but the key biases: 40 - 2 of DistilBERT with two layers, 41 - 2 of BERT */
   test_tampering("tests/golden/distilbert", "tests/golden/distilbert", 11 + 2 * 38);
   test_tampering("tests/golden/bert-sampled", "tests/golden/bert-pairs", 11 + 2 * 39);
+  /* logits, loss, 3 hidden states, losses, norms, 1 rate, and 42 - 2 parameters */
+  test_values(&masked, "tests/golden/bert-masked", "tests/golden/bert-masked", 8 + 2 * 40);
+  golden_close(&masked);
   CHECK(!verify_directory(context, "tests/golden/bert-pairs", "tests/golden/bert-legacy", NULL)); /* another model */
   CHECK(!verify_directory(context, "tests/golden/nowhere", NULL, NULL));
   files_end(directory);

@@ -210,6 +210,7 @@ def make_config(args, vocabulary_size, pad_token_id):
             values[key] = value
     if family["embedding"]:
         values[family["embedding"]] = args.hidden // 2
+    values.update((key, int(value)) for key, value in (setting.split("=") for setting in args.set))
     return config_class(**values)
 
 
@@ -387,8 +388,10 @@ def compute_reference(model, batches, args):
     output.loss.backward()
     reference["logits"] = output.logits.detach()
     reference["loss"] = output.loss.detach().reshape(1)
-    assert len(output.hidden_states) == args.layers + 1
-    for i, hidden in enumerate(output.hidden_states):
+    # one for every layer that runs; an ALBERT layer runs all layers of its group
+    hidden_states = output.hidden_states[::getattr(model.config, "inner_group_num", 1)]
+    assert len(hidden_states) == args.layers + 1
+    for i, hidden in enumerate(hidden_states):
         reference[f"hidden.{i}"] = hidden.detach()
     for name in kept:
         gradient = trained[name].grad
@@ -504,6 +507,7 @@ def parse_arguments():
     add("--heads", type=int, default=4)
     add("--intermediate", type=int, default=64)
     add("--activation", help="default: the family's")
+    add("--set", action="append", default=[], metavar="KEY=N", help="any other whole number of config.json")
     add("--std", type=float, default=0.12, help="spread of the random matrices")
     add("--max-positions", type=int, default=40, help="longest text that the position table allows")
     add("--vocabulary", type=int, default=250, help="entries of the built-in tokenizer (byte level: at least 320)")

@@ -26,3 +26,23 @@ golden distilbert-head      --family distilbert --trained head --hidden 20 --int
 golden bert-legacy          --family bert --hidden 16 --intermediate 32 --scheduler linear --seed 17 --legacy-names --tokenizer-layout vocab
 # a reference as for large models, whose weights are elsewhere: ft verify bert-sampled --model bert-pairs
 golden bert-sampled         --from "$out/bert-pairs" --sample 16 --max-length 40 --scheduler linear --seed 18
+
+# The other families and heads, with few numbers: a reference holds its weights three times.
+small() { name=$1; shift; golden "$name" --hidden 12 --heads 2 --intermediate 20 --vocabulary 100 --max-length 24 --steps 2 --warmup 1 "$@"; }
+
+# positions that begin behind the padding's, a new dense layer between two dropouts
+small roberta               --family roberta --labels 3 --seed 21
+# two groups of two layers each that six layers share, embeddings half as wide, token types
+small albert-groups         --family albert --pairs --max-length 40 --layers 6 --set num_hidden_groups=2 --set inner_group_num=2 --seed 22
+# embeddings half as wide, and a head of its own
+small electra               --family electra --pairs --max-length 40 --labels 3 --seed 23
+# masked language models of every family: tied decoders, two of them at the embeddings' width; silu in one
+small bert-masked           --family bert --task mlm --activation silu --seed 34
+small distilbert-masked     --family distilbert --task mlm --seed 25
+small roberta-masked        --family roberta --task mlm --activation relu --seed 26
+small albert-masked         --family albert --task mlm --seed 37
+small electra-masked        --family electra --task mlm --seed 28
+# token classification, with special tokens left out of the loss
+small bert-tokens           --family bert --task tok --labels 5 --seed 29
+small distilbert-tokens     --family distilbert --task tok --labels 3 --seed 30
+small roberta-tokens        --family roberta --task tok --labels 3 --trained head --seed 33
