@@ -44,7 +44,7 @@ FT__UNUSED static void small_free(small_data *data) {
 }
 
 /* A model of tests/golden. Their configurations have no dropout; this gives one. */
-static ft_model *small_model(ft_context *context, const char *directory, double dropout) {
+FT__UNUSED static ft_model *small_model(ft_context *context, const char *directory, double dropout) {
   ft_model *model = ft_model_load(context, directory, NULL);
   if (!model) printf("%s\n", ft_error_message(context));
   CHECK(model != NULL);
