@@ -38,13 +38,14 @@
 
    finetune.h DOES NOT
    - pretrain from nothing on billions of words, or run decoders such as GPT: it fine-tunes encoders;
-   - read pickles (pytorch_model.bin): convert them to safetensors once;
-   - use the network, print, exit or abort: errors come back as a status and a sentence, messages through a callback.
+   - read pickles (pytorch_model.bin): convert them to safetensors once, with tools/to_safetensors.py;
+   - use the network (tools/fetch.sh downloads models), print, exit or abort: errors come back as a status and a
+     sentence, messages through a callback.
 
    CONTENTS (search for the tag)
      Part I, what a user reads: documentation, then declarations
-       >>conventions  >>context     >>json   >>safetensors  >>tables   >>datasets  >>tokenizer  >>batches
-       >>tensors      >>operations  >>model  >>optimizer    >>metrics  >>training  >>backend
+       >>conventions  >>context  >>json        >>safetensors  >>tables     >>datasets  >>hub       >>tokenizer
+       >>batches      >>tensors  >>operations  >>model        >>optimizer  >>metrics   >>training  >>backend
      Part II, the implementation (FT_IMPLEMENTATION), a chapter each
        >>memory and errors  >>threads  >>random numbers  >>text  >>json parsing  >>files  >>safetensors files
        >>tables  >>datasets  >>tokenizer  >>vocabulary  >>normalising  >>tokenizer objects  >>wordpiece
@@ -330,6 +331,17 @@ FT_API ft_dataset *ft_dataset_from_table(ft_context *context, const ft_table *ta
 FT_API ft_dataset *ft_dataset_select(ft_context *context, const ft_dataset *dataset, const int64_t *rows,
                                      int64_t count);
 FT_API void ft_dataset_free(ft_dataset *dataset);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>hub: published models by their names
+
+   Wherever a model's directory is asked for, its name on huggingface.co does as well, ORG/NAME or NAME, if `bash
+   tools/fetch.sh ORG/NAME` or a Python program has downloaded it. */
+
+/* path = where the files of a model are: `name` itself if there is such a directory (or file), else the snapshot of
+   that name's main revision in the Hugging Face cache. Fails when there is neither, or the path with its final zero has
+   more than `capacity` bytes. Reads the environment: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HOME. */
+FT_API ft_status ft_model_path(ft_context *context, const char *name, char *path, size_t capacity);
 
 /* ---------------------------------------------------------------------------------------------------------------------
    >>tokenizer: text to token ids, exactly as the Hugging Face tokenizers do. WordPiece from vocab.txt (with
@@ -2681,6 +2693,79 @@ FT_API ft_json *ft_json_read(ft_context *context, const char *path) {
   return root;
 }
 
+/* ---- the Hugging Face cache ----
+
+   What Python's libraries download, they keep in a directory HUB that all programs share:
+
+       HUB/models--ORG--NAME/refs/main            the commit at which the revision "main" was, in hexadecimal
+       HUB/models--ORG--NAME/snapshots/COMMIT/    that commit's files, most of them links to ../../blobs/CHECKSUM */
+
+enum { FT__PATH_BYTES = 4096 };
+
+/* ORG/NAME or NAME as the hub allows them: nothing that could lead out of the cache. */
+static bool ft__hub_name(const char *name) {
+  static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.";
+  const char *second = strchr(name, '/');
+  size_t first_length = strspn(name, letters), second_length = second ? strspn(++second, letters) : 0;
+  if (strstr(name, "..") || first_length == 0 || strchr("-.", name[0])) return false;
+  if (!second) return name[first_length] == 0;
+  return second == name + first_length + 1 && second_length > 0 && !strchr("-.", second[0]) && !second[second_length];
+}
+
+/* folder [FT__PATH_BYTES] = HUB/models--ORG--NAME. Cut short if it is longer, which then is no directory. */
+static void ft__hub_folder(const char *name, char *folder) {
+  static const char *const places[][2] = {{"HF_HUB_CACHE", ""},
+                                          {"HF_HOME", "/hub"},
+                                          {"XDG_CACHE_HOME", "/huggingface/hub"},
+                                          {"HOME", "/.cache/huggingface/hub"},
+                                          {"USERPROFILE", "/.cache/huggingface/hub"}}; /* Windows */
+  const char *value = NULL, *slash = strchr(name, '/');
+  int i = -1, organisation = slash ? (int)(slash - name) : 0;
+  while (i < 4 && (!value || !*value)) value = getenv(places[++i][0]);
+  snprintf(folder, FT__PATH_BYTES, "%s%s/models--%.*s%s%s", value && *value ? value : ".", places[i][1], organisation,
+           name, slash ? "--" : "", slash ? slash + 1 : name);
+}
+
+/* path = folder/snapshots/COMMIT. Returns its length, or -1 if there is none. */
+static int ft__hub_snapshot(const char *folder, char *path, size_t capacity) {
+  char file_path[FT__PATH_BYTES + 16], commit[65];
+  size_t length = 0;
+  FILE *file;
+  snprintf(file_path, sizeof file_path, "%s/refs/main", folder);
+  file = fopen(file_path, "rb");
+  if (!file) return -1;
+  length = fread(commit, 1, sizeof commit - 1, file);
+  fclose(file);
+  commit[length] = 0;
+  commit[strspn(commit, "0123456789abcdef")] = 0; /* without the end of the line, or anything that is no commit */
+  return commit[0] ? snprintf(path, capacity, "%s/snapshots/%s", folder, commit) : -1;
+}
+
+FT_API ft_status ft_model_path(ft_context *context, const char *name, char *path, size_t capacity) {
+  char folder[FT__PATH_BYTES];
+  int length;
+  if (!context) return FT_ERROR_ARGUMENT;
+  if (!name || !path) {
+    ft__null_argument(context, "a model's directory or name is missing");
+    return context->status;
+  }
+  if (ft__is_directory(name) || ft__file_exists(name)) {
+    length = snprintf(path, capacity, "%s", name);
+  } else {
+    if (!ft__hub_name(name)) return ft__error(context, FT_ERROR_FILE, "there is no directory %s", name);
+    ft__hub_folder(name, folder);
+    length = ft__hub_snapshot(folder, path, capacity);
+    if (length < 0 || ((size_t)length < capacity && !ft__is_directory(path)))
+      return ft__error(context, FT_ERROR_FILE,
+                       "there is no directory %.200s, and its snapshot is not in the Hugging Face cache, %.400s: "
+                       "\"bash tools/fetch.sh %.200s\" downloads the model",
+                       name, folder, name);
+  }
+  if ((size_t)length < capacity) return FT_OK;
+  return ft__error(context, FT_ERROR_ARGUMENT, "the path of model %.200s has %d bytes, there is room for %zu", name,
+                   length + 1, capacity);
+}
+
 /* =====================================================================================================================
    >>safetensors files
 
@@ -3048,13 +3133,21 @@ static ft_safetensors *ft__safetensors_new(ft_context *context) {
 
 /* The file to open for a path that may be a directory. */
 static char *ft__safetensors_path(ft_context *context, const char *path) {
-  static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
+  static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                      "pytorch_model.bin.index.json"};
   int i;
   if (!ft__is_directory(path)) return ft__string_copy(context, path, strlen(path));
-  for (i = 0; i < 2; ++i) {
+  for (i = 0; i < 4; ++i) {
     char *inside = ft__path_join(context, path, names[i]);
-    if (!inside || ft__file_exists(inside)) return inside;
+    bool found = inside && ft__file_exists(inside);
+    if (!inside || (found && i < 2)) return inside;
     ft__release(context, inside);
+    if (found) {
+      ft__error(context, FT_ERROR_UNSUPPORTED,
+                "%s holds no %s but only %s, a pickle: \"python3 tools/to_safetensors.py %s\" converts it", path,
+                names[0], names[i], path);
+      return NULL;
+    }
   }
   ft__error(context, FT_ERROR_FILE, "%s holds neither %s nor %s", path, names[0], names[1]);
   return NULL;
@@ -6479,12 +6572,13 @@ static ft_status ft__load_files(ft__loader *loader, const char *directory, char 
 
 FT_API ft_tokenizer *ft_tokenizer_load(ft_context *context, const char *directory) {
   char *paths[FT__KEPT_FILES] = {NULL, NULL, NULL, NULL};
+  char path[FT__PATH_BYTES];
   ft__loader loader;
   ft_tokenizer *tokenizer;
   ft_status status;
   int i;
-  if (!context) return NULL;
-  if (!directory) return (ft_tokenizer *)ft__null_argument(context, "ft_tokenizer_load needs a directory");
+  if (ft_model_path(context, directory, path, sizeof path) != FT_OK) return NULL;
+  directory = path;
   tokenizer = (ft_tokenizer *)ft__allocate_zero(context, sizeof *tokenizer);
   if (!tokenizer) return NULL;
   tokenizer->owner = context;
@@ -10996,8 +11090,10 @@ static char *ft__config_path(ft_context *context, const char *directory) {
 FT_API ft_model *ft_model_load(ft_context *context, const char *directory, const ft_model_options *options) {
   ft_model_options none;
   ft_model *model;
-  char *file;
+  char path[FT__PATH_BYTES], *file;
   bool ok;
+  if (ft_model_path(context, directory, path, sizeof path) != FT_OK) return NULL;
+  directory = path;
   memset(&none, 0, sizeof none);
   if (!options) options = &none;
   model = (ft_model *)ft__allocate_zero(context, sizeof *model);
