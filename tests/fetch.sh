@@ -317,4 +317,17 @@ for program in curl wget; do
   test_usage
 done
 
+if "$python" -c 'import torch, transformers, safetensors' 2> /dev/null; then
+  "$python" tests/to_safetensors.py > "$scratch/out"
+  sed '$d' "$scratch/out"
+  if [[ $(tail -n 1 "$scratch/out") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+    passed=$((passed + BASH_REMATCH[1]))
+    failed=$((failed + BASH_REMATCH[2]))
+  else
+    echo "failed: tests/to_safetensors.py gave no total"
+    failed=$((failed + 1))
+  fi
+else
+  skip "tools/to_safetensors.py: $python has no torch, transformers and safetensors"
+fi
 finish
