@@ -335,8 +335,8 @@ FT_API void ft_dataset_free(ft_dataset *dataset);
 /* ---------------------------------------------------------------------------------------------------------------------
    >>hub: published models by their names
 
-   Wherever a model's directory is asked for, its name on huggingface.co does as well, ORG/NAME or NAME, if `bash
-   tools/fetch.sh ORG/NAME` or a Python program has downloaded it. */
+   Where a model's directory is asked for, its name on huggingface.co does as well, ORG/NAME or NAME, if Python's
+   libraries have downloaded it. Without Python, `bash tools/fetch.sh ORG/NAME` downloads it to the directory NAME. */
 
 /* path = where the files of a model are: `name` itself if there is such a directory (or file), else the snapshot of
    that name's main revision in the Hugging Face cache. Fails when there is neither, or the path with its final zero has
@@ -2758,8 +2758,8 @@ FT_API ft_status ft_model_path(ft_context *context, const char *name, char *path
     if (length < 0 || ((size_t)length < capacity && !ft__is_directory(path)))
       return ft__error(context, FT_ERROR_FILE,
                        "there is no directory %.200s, and its snapshot is not in the Hugging Face cache, %.400s: "
-                       "\"bash tools/fetch.sh %.200s\" downloads the model",
-                       name, folder, name);
+                       "\"bash tools/fetch.sh %.200s\" downloads the model to ./%.200s",
+                       name, folder, name, strchr(name, '/') ? strchr(name, '/') + 1 : name);
   }
   if ((size_t)length < capacity) return FT_OK;
   return ft__error(context, FT_ERROR_ARGUMENT, "the path of model %.200s has %d bytes, there is room for %zu", name,

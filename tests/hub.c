@@ -151,7 +151,7 @@ static void test_missing(void) {
   environment("HF_HUB_CACHE", cache);
   snprintf(expected, sizeof expected,
            "there is no directory some-org/nothing, and its snapshot is not in the Hugging Face cache, "
-           "%s/models--some-org--nothing: \"bash tools/fetch.sh some-org/nothing\" downloads the model",
+           "%s/models--some-org--nothing: \"bash tools/fetch.sh some-org/nothing\" downloads the model to ./nothing",
            cache);
   CHECK(ft_model_load(context, "some-org/nothing", NULL) == NULL);
   CHECK_TEXT(ft_error_message(context), expected);
@@ -160,7 +160,7 @@ static void test_missing(void) {
   tokenizer = ft_tokenizer_load(context, "some-org/nothing");
   CHECK(tokenizer == NULL);
   CHECK_TEXT(ft_error_message(context), expected);
-  CHECK(refused("nothing", FT_ERROR_FILE, "\"bash tools/fetch.sh nothing\""));
+  CHECK(refused("nothing", FT_ERROR_FILE, "\"bash tools/fetch.sh nothing\" downloads the model to ./nothing"));
   /* No names of the hub: nothing is looked for in the cache. */
   make_model(cache, "models--..--up");
   CHECK(refused("../up", FT_ERROR_FILE, "there is no directory ../up"));
