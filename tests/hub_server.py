@@ -3,9 +3,9 @@
 
 usage: hub_server.py DIR
 
-Writes the models it publishes to DIR/published/MODEL/FILE, a line for every request to DIR/requests (server, path, Range,
-Authorization, "-" where there is none), and when it listens, its port to DIR/port. Large files are redirected to another
-port, "cdn". What is peculiar about a model is in `MODELS`.
+Writes the models it publishes to DIR/published/MODEL/FILE, a line for every request to DIR/requests (server, path,
+Range, Authorization, "-" where there is none), and when it listens, its port to DIR/port. Large files are redirected to
+another port, "cdn". What is peculiar about a model is in `MODELS`.
 """
 import hashlib
 import http.server
@@ -18,7 +18,7 @@ import urllib.parse
 
 TOKEN = "hf_testTOKEN"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-INDEX = json.dumps({"metadata": {"total_size": 4}, "weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}, indent=1)
+INDEX = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}, indent=1).encode()
 
 
 def noise(name, size):
@@ -42,16 +42,18 @@ JUNK = {  # never asked for
     'quo"te.json': b"x",
 }
 
-# name: (files, options). Options: token; cut: that many connections break half way; stuck: all break at once; no_range;
-# wrong: file with other bytes than listed; longer; status; pages; list: what stands in the list's place; evil: more paths
-# in the list; revision: the only one there is.
+# name: (files, options). Options: token: needs one; cut: so many connections break half way; stuck: all break at once;
+# no_range: sends whole files only; wrong, longer: the file with other or more bytes than listed; status: of every answer;
+# pages: of the list; list: what stands in its place; half_list; evil: more paths in it; revision: the only one there is;
+# loop: redirects to itself; location: redirects there.
 MODELS = {
     "org/plain": ({**BASE, **WEIGHTS, **JUNK}, {}),
-    "org/sharded": ({**BASE, "model.safetensors.index.json": INDEX.encode(), SHARDS[0]: b"one", SHARDS[1]: noise("2", 5000)},
+    "org/sharded": ({**BASE, "model.safetensors.index.json": INDEX, SHARDS[0]: b"one", SHARDS[1]: noise("two", 5000)},
                     {"pages": 3}),
-    "org/lost-shard": ({**BASE, "model.safetensors.index.json": INDEX.encode(), SHARDS[0]: b"one"}, {}),
+    "org/lost-shard": ({**BASE, "model.safetensors.index.json": INDEX, SHARDS[0]: b"one"}, {}),
     "org/pickle": ({**BASE, "pytorch_model.bin": noise("pickle", 2000)}, {}),
-    "org/adapter": ({"adapter_config.json": b'{"base_model_name_or_path": "org/plain"}', "adapter_model.safetensors": b"lora"}, {}),
+    "org/adapter": ({"adapter_config.json": b'{"base_model_name_or_path": "org/plain"}',
+                     "adapter_model.safetensors": b"lora"}, {}),
     "org/gated": ({**BASE, **WEIGHTS}, {"token": True}),
     "org/cut": ({**BASE, **WEIGHTS}, {"cut": 2}),
     "org/stuck": ({**BASE, **WEIGHTS}, {"stuck": True}),
@@ -59,8 +61,8 @@ MODELS = {
     "org/wrong": ({**BASE, **WEIGHTS}, {"wrong": "model.safetensors"}),
     "org/wrong-small": ({**BASE, **WEIGHTS}, {"wrong": "config.json"}),
     "org/longer": ({**BASE, **WEIGHTS}, {"longer": "model.safetensors"}),
-    "org/evil": ({**BASE, **WEIGHTS}, {"evil": ["../evil", "../../evil", "/tmp/evil", "..", "", "a/../config.json", "x\\..\\y",
-                                               "\u002e\u002e/evil", "vocab.json/../../evil", "config.json\nevil 1 git 2"]}),
+    "org/evil": ({**BASE, **WEIGHTS}, {"evil": ["../evil", "../../evil", "/tmp/evil", "..", "", "a/../config.json",
+                                               "vocab.json/../../evil", "x\\..\\y", "config.json\nevil 1 git 2"]}),
     "org/revision": ({**BASE, **WEIGHTS}, {"revision": "refs/pr/1"}),
     "org/no-weights": ({**BASE, "tf_model.h5": b"x"}, {}),
     "org/no-config": ({**WEIGHTS}, {}),
@@ -77,7 +79,7 @@ def entry(path, content):
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     if len(content) > 1000 or path.endswith((".safetensors", ".bin")):
         lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-        return {"type": "file", "oid": hashlib.sha1(b"pointer").hexdigest(), "size": len(content), "lfs": lfs, "path": path}
+        return {"type": "file", "oid": "f" * 40, "size": len(content), "lfs": lfs, "path": path}
     return {"type": "file", "oid": blob, "size": len(content), "path": path}
 
 
@@ -105,7 +107,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         which = "hub" if self.server.server_port == hub.server_port else "cdn"
         with lock, open(os.path.join(directory, "requests"), "a") as log:
-            log.write(f"{which} {self.path} {self.headers.get('Range', '-')} {self.headers.get('Authorization', '-')}\n")
+            fields = [which, self.path, self.headers.get("Range", "-"), self.headers.get("Authorization", "-")]
+            log.write(" ".join(fields) + "\n")
         parts = urllib.parse.urlparse(self.path).path.strip("/").split("/")
         if which == "cdn":
             self.cdn(parts)
@@ -158,7 +161,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = text[: len(text) // 2]
         headers = {}
         if page + 1 < pages:
-            headers["Link"] = f'<http://127.0.0.1:{hub.server_port}/api/models/{name}/tree/main?recursive=1&cursor={page + 1}>; rel="next"'
+            url = f"http://127.0.0.1:{hub.server_port}/api/models/{name}/tree/main?recursive=1&cursor={page + 1}"
+            headers["Link"] = f'<{url}>; rel="next"'
         self.answer(200, options.get("list", text), **headers)
 
     def resolve(self, parts):

@@ -116,14 +116,16 @@ def check_refusals(root):
 
 with tempfile.TemporaryDirectory() as temporary:
     torch.manual_seed(1)
-    check_model(temporary, "bert", transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)))
-    check_model(temporary, "bert-shards", transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)), shards=3)
-    check_model(temporary, "bert-classifier", transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES)))
+    bert, albert = transformers.BertConfig(**SIZES), transformers.AlbertConfig(embedding_size=8, **SIZES)
+    distilbert = transformers.DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=24)
+    electra = transformers.ElectraConfig(embedding_size=8, **SIZES)
+    check_model(temporary, "bert", transformers.BertForMaskedLM(bert))
+    check_model(temporary, "bert-shards", transformers.BertForMaskedLM(bert), shards=3)
+    check_model(temporary, "bert-classifier", transformers.BertForSequenceClassification(bert))
     check_model(temporary, "roberta", transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SIZES)))
-    check_model(temporary, "albert", transformers.AlbertForMaskedLM(transformers.AlbertConfig(embedding_size=8, **SIZES)))
-    check_model(temporary, "electra", transformers.ElectraForMaskedLM(transformers.ElectraConfig(embedding_size=8, **SIZES)))
-    check_model(temporary, "distilbert", transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(
-        vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=20)))
+    check_model(temporary, "albert", transformers.AlbertForMaskedLM(albert))
+    check_model(temporary, "electra", transformers.ElectraForMaskedLM(electra))
+    check_model(temporary, "distilbert", transformers.DistilBertForMaskedLM(distilbert))
     check_refusals(temporary)
 print(f"{passed} passed, {failed} failed")
 sys.exit(failed != 0)

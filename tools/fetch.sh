@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # fetch.sh - download a published model from huggingface.co into a directory that finetune.h loads.
 #
-# Needs curl or wget, and sha256sum, shasum or openssl. The server's list of the model's files gives the size and checksum
-# of each: SHA-256 for large files, for small ones git's SHA-1 of "blob SIZE\0" and the content. A file is downloaded as
-# NAME.part, beginning where an earlier run was cut off, and gets its name once size and checksum are right.
+# Needs curl or wget, and sha256sum, shasum or openssl. The server's list of the model's files gives the size and the
+# checksum of each: SHA-256 for large files, for small ones git's SHA-1 of "blob SIZE\0" and the content. A file is
+# downloaded as NAME.part, beginning where an earlier run was cut off, and gets its name once both are right.
 usage="usage: bash tools/fetch.sh ORG/NAME [--revision R] [--output-dir DIR] [--overwrite]
 
 Downloads what finetune.h reads of a model: configuration, tokenizer, weights (pytorch_model.bin only where there are
@@ -42,8 +42,8 @@ fail_status() { # what was asked for
         fail "$1: the server answers $status to the token in HF_TOKEN: the model does not exist, or the token's owner" \
           "must first accept its conditions at $page"
       fi
-      fail "$1: the server answers $status: the model does not exist, or it is gated or private. Accept its conditions at" \
-        "$page and set HF_TOKEN to a token from $endpoint/settings/tokens"
+      fail "$1: the server answers $status: the model does not exist, or it is gated or private. Accept its conditions" \
+        "at $page and set HF_TOKEN to a token from $endpoint/settings/tokens"
       ;;
     404) fail "$1: not found (404): is there a model $page with a revision $revision?" ;;
     416) fail "$1: the server cannot continue a download here (416)" ;;
@@ -60,21 +60,19 @@ origin_of() { # URL -> https://host:port
   printf '%s\n' "${1%%://*}://${rest%%[/?#]*}"
 }
 
-# One request; what comes is added to FILE, from the byte on where it ends. Sets `result` (0 if the program was content),
-# `status`, and from the headers `location` and `next_page`; `reason` is the program's own message. Redirections are not
-# followed: that is done below, since not every version of these programs keeps the token from other hosts.
+# One request; what comes is added to FILE, from the byte on where it ends. Sets `result` (0 if the program was
+# content), `status`, and from the headers `location` and `next_page`; `reason` is the program's own message. It does not
+# follow redirections: that is done below, since not every version of these programs keeps the token from other hosts.
 transfer() { # URL FILE
-  local config=$scratch/plain log=$scratch/log bar=-sS
+  local config=$scratch/plain log=$scratch/log
   if [ -n "$token" ] && [ "$(origin_of "$1")" = "$(origin_of "$endpoint")" ]; then config=$scratch/with_token; fi
   : > "$scratch/headers"
   : > "$log"
   if [ "$program" = curl ]; then
-    [ -t 2 ] && [ "$large" = yes ] && bar='-#'
-    if [ "$bar" = '-#' ]; then exec 4>&2; else exec 4> "$log"; fi
-    curl "$bar" --globoff --fail --location --max-redirs 0 --proto '=http,https' --connect-timeout 30 --speed-limit 1 \
-      --speed-time 60 --config "$config" --dump-header "$scratch/headers" --continue-at - --output "$2" "$1" 2>&4
+    curl --silent --show-error --globoff --fail --location --max-redirs 0 --proto '=http,https' --connect-timeout 30 \
+      --speed-limit 1 --speed-time 60 --config "$config" --dump-header "$scratch/headers" --continue-at - \
+      --output "$2" "$1" 2> "$log"
     result=$?
-    exec 4>&-
   else
     WGETRC=$config wget --server-response --continue --max-redirect=0 --tries=1 --timeout=60 --progress=dot:giga \
       --output-file="$log" --output-document="$2" -- "$1"
@@ -118,11 +116,13 @@ request() { # URL FILE
 
 # ---- the list of files ----
 
-# A page of JSON, [{"type": "file", "path": "config.json", "size": 612, "oid": "1c53...", "lfs": {"oid": .., "size": ..}},
+# A page of JSON, [{"type": "file", "path": "config.json", "size": 612, "oid": "1c53", "lfs": {"oid": "77", "size": 8}},
 # ...], as lines "PATH SIZE KIND CHECKSUM" of the files in the top directory. grep cuts it into tokens, one a line.
 parse_list() {
   grep -oE '"([^"\\]|\\.)*"|[][{}:,]|[^][{}:,"[:space:]]+' | awk '
-    function text(name) { return name in value && value[name] ~ /^"/ ? substr(value[name], 2, length(value[name]) - 2) : "" }
+    function text(name) { # a member that is a string, without its quotes
+      return name in value && value[name] ~ /^"/ ? substr(value[name], 2, length(value[name]) - 2) : ""
+    }
     function is_hex(word, digits) { return length(word) == digits && word !~ /[^0-9a-f]/ }
     function put(word) { # depth 1 is the array, 2 a file, 3 its member "lfs"
       if (depth == 2) value[key[2]] = word
@@ -277,6 +277,21 @@ check_space() {
     fail "$directory: the disk is too full: $((wanted_bytes / 1048576)) MiB are to come, $((free / 1024)) MiB are free"
 }
 
+# Says every second how far a file is, for people who watch.
+watch_part() { # NAME SIZE
+  while sleep 1; do
+    printf '\r%s: %d of %d MB' "$1" $(($(size_of "$directory/$1.part") / 1000000)) $(($2 / 1000000)) >&2
+  done
+}
+
+stop_watching() {
+  [ -n "$watcher" ] || return 0
+  kill "$watcher"
+  wait "$watcher" 2> /dev/null
+  watcher=
+  printf '\r\033[K' >&2
+}
+
 # Downloads to NAME.part until it is complete; a connection that breaks is taken up again as long as bytes come.
 complete_part() { # NAME SIZE
   local part=$directory/$1.part before after attempt
@@ -285,7 +300,12 @@ complete_part() { # NAME SIZE
     if [ "$before" -gt "$2" ]; then rm -f "$part" && before=0; fi
     [ "$before" = 0 ] || resumed=yes
     [ "$before" = "$2" ] && [ -f "$part" ] && return
+    if [ -t 2 ] && [ "$2" -gt 4000000 ]; then
+      watch_part "$1" "$2" &
+      watcher=$!
+    fi
     request "$endpoint/$model/resolve/${revision//\//%2F}/$1" "$part"
+    stop_watching
     case $program$result in
       curl23 | wget3) fail "$part cannot be written: is the disk full? $(free_kib) KiB are free. ($reason)" ;;
       curl33) rm -f "$part" && continue ;; # the server sends whole files only
@@ -306,8 +326,6 @@ download() { # NAME
   local part=$directory/$1.part size kind sum attempt resumed
   read -r size kind sum <<< "$(listed "$1")"
   say "$1: $size bytes"
-  large=no
-  [ "$size" -gt 4000000 ] && large=yes
   for attempt in 1 2; do
     resumed=no
     complete_part "$1" "$size"
@@ -324,7 +342,7 @@ download() { # NAME
 
 # ---- main ----
 
-model='' revision=main directory='' overwrite=no large=no
+model='' revision=main directory='' overwrite=no watcher=''
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help)
@@ -371,7 +389,7 @@ command -v sha256sum > /dev/null || command -v shasum > /dev/null || command -v 
 umask_before=$(umask)
 umask 077
 scratch=$(mktemp -d) || fail "there is no temporary directory"
-trap 'rm -rf "$scratch"' EXIT
+trap 'stop_watching; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM HUP
 : > "$scratch/plain"
 [ $program = curl ] || cat "${WGETRC:-${HOME-}/.wgetrc}" > "$scratch/plain" 2> /dev/null
