@@ -1,4 +1,4 @@
-/* embed.c - search by meaning: sentence embeddings from an encoder, and the texts of a file that are nearest to a query.
+/* embed.c - search by meaning: sentence embeddings from an encoder, and the texts of a file nearest to a query.
 
    Build:  cc -O2 examples/embed.c -o embed -lm
    Run:    ./embed                                    the small examples in examples/, under a second
@@ -21,7 +21,7 @@
 
 enum { NEAREST = 5 };
 
-/* One vector per text: [rows, H], each the mean of the last layer's outputs for the text's tokens, scaled to length 1. */
+/* A vector per text: [rows, H], each the mean of the last layer's outputs for the text's tokens, scaled to length 1. */
 static float *embed(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer,
                     const ft_dataset *texts) {
   int max_length = ft_max_length(context, model, tokenizer, 0);

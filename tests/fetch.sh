@@ -225,6 +225,8 @@ test_wrong() {
   check "wrong bytes in a small file: deleted" holds wrong-small
   fetch org/longer
   refuses "too many bytes" "model.safetensors: what came is not the published file"
+  fetch org/shorter
+  refuses "too few bytes" "model.safetensors: the download broke off at 1000 of 300001 bytes"
   fetch org/evil
   # shellcheck disable=SC2086
   succeeds org/evil evil $base model.safetensors

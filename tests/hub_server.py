@@ -43,9 +43,9 @@ JUNK = {  # never asked for
 }
 
 # name: (files, options). Options: token: needs one; cut: so many connections break half way; stuck: all break at once;
-# no_range: sends whole files only; wrong, longer: the file with other or more bytes than listed; status: of every answer;
-# pages: of the list; list: what stands in its place; half_list; evil: more paths in it; revision: the only one there is;
-# loop: redirects to itself; location: redirects there.
+# no_range: sends whole files only; wrong, longer, shorter: the file with other bytes than listed; status: every
+# answer's; pages: of the list; list: what stands in its place; half_list; evil: more paths in it; revision: the only
+# one there is; loop: redirects to itself; location: redirects there.
 MODELS = {
     "org/plain": ({**BASE, **WEIGHTS, **JUNK}, {}),
     "org/sharded": ({**BASE, "model.safetensors.index.json": INDEX, SHARDS[0]: b"one", SHARDS[1]: noise("two", 5000)},
@@ -60,6 +60,7 @@ MODELS = {
     "org/no-range": ({**BASE, **WEIGHTS}, {"no_range": True}),
     "org/wrong": ({**BASE, **WEIGHTS}, {"wrong": "model.safetensors"}),
     "org/wrong-small": ({**BASE, **WEIGHTS}, {"wrong": "config.json"}),
+    "org/shorter": ({**BASE, **WEIGHTS}, {"shorter": "model.safetensors"}),
     "org/longer": ({**BASE, **WEIGHTS}, {"longer": "model.safetensors"}),
     "org/evil": ({**BASE, **WEIGHTS}, {"evil": ["../evil", "../../evil", "/tmp/evil", "..", "", "a/../config.json",
                                                "vocab.json/../../evil", "x\\..\\y", "config.json\nevil 1 git 2"]}),
@@ -196,6 +197,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         if options.get("longer") == file:
             content += b"more"
+        if options.get("shorter") == file:
+            content = content[:1000]
         wanted = self.headers.get("Range")
         if wanted and "no_range" not in options:
             begin, status = int(wanted[len("bytes="):].split("-")[0]), 206

@@ -42,11 +42,10 @@ fail_status() { # what was asked for
         fail "$1: the server answers $status to the token in HF_TOKEN: the model does not exist, or the token's owner" \
           "must first accept its conditions at $page"
       fi
-      fail "$1: the server answers $status: the model does not exist, or it is gated or private. Accept its conditions" \
-        "at $page and set HF_TOKEN to a token from $endpoint/settings/tokens"
+      fail "$1: the server answers $status: the model does not exist, or it is gated or private. Accept its" \
+        "conditions at $page and set HF_TOKEN to a token from $endpoint/settings/tokens"
       ;;
     404) fail "$1: not found (404): is there a model $page with a revision $revision?" ;;
-    416) fail "$1: the server cannot continue a download here (416)" ;;
     429 | 5??) fail "$1: the server answers $status: try again later" ;;
     '') fail "$1: $(origin_of "$url") cannot be reached: $reason" ;;
     *) fail "$1: unexpected answer $status from $(origin_of "$url")" ;;
@@ -61,8 +60,8 @@ origin_of() { # URL -> https://host:port
 }
 
 # One request; what comes is added to FILE, from the byte on where it ends. Sets `result` (0 if the program was
-# content), `status`, and from the headers `location` and `next_page`; `reason` is the program's own message. It does not
-# follow redirections: that is done below, since not every version of these programs keeps the token from other hosts.
+# content), `status`, and from the headers `location` and `next_page`; `reason` is the program's own message. It follows
+# no redirections: that is done below, since not every version of these programs keeps the token from other hosts.
 transfer() { # URL FILE
   local config=$scratch/plain log=$scratch/log
   if [ -n "$token" ] && [ "$(origin_of "$1")" = "$(origin_of "$endpoint")" ]; then config=$scratch/with_token; fi
@@ -310,7 +309,7 @@ complete_part() { # NAME SIZE
       curl23 | wget3) fail "$part cannot be written: is the disk full? $(free_kib) KiB are free. ($reason)" ;;
       curl33) rm -f "$part" && continue ;; # the server sends whole files only
     esac
-    if [ "$status" = 416 ]; then rm -f "$part" && continue; fi
+    if [ "$status" = 416 ]; then rm -f "$part" && continue; fi # its file ends before
     case $status in 200 | 206) ;; *) fail_status "$model: $1" ;; esac
     [ -e "$part" ] || : > "$part" # an empty file
     after=$(size_of "$part")
