@@ -1,5 +1,6 @@
-/* hub.c - models by their names: found in a Hugging Face cache as Python's libraries lay it out, wherever the environment
-   says that the cache is; a directory of that name wins; what is not there is one sentence with the command that helps. */
+/* hub.c - models by their names: found in a Hugging Face cache as Python's libraries lay it out, wherever the
+   environment says that the cache is; a directory of that name wins; what is not there is one sentence with the command
+   that helps. */
 #define FT_IMPLEMENTATION
 #include "../finetune.h"
 #include "check.h"
