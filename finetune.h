@@ -335,7 +335,7 @@ FT_API void ft_dataset_free(ft_dataset *dataset);
 /* ---------------------------------------------------------------------------------------------------------------------
    >>hub: published models by their names
 
-   Where a model's directory is asked for, its name on huggingface.co does as well, ORG/NAME or NAME, if Python's
+   Where a model's directory is asked for, its name on the Hugging Face hub does as well, ORG/NAME or NAME, if Python's
    libraries have downloaded it. Without Python, `bash tools/fetch.sh ORG/NAME` downloads it to the directory NAME. */
 
 /* path = where the files of a model are: `name` itself if there is such a directory (or file), else the snapshot of

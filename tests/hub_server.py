@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A small server that answers as huggingface.co does, for tests/fetch.sh. Python's standard library only.
+"""A small server that answers as the model hub does, for tests/fetch.sh. Python's standard library only.
 
 usage: hub_server.py DIR
 
