@@ -44,13 +44,14 @@
 
    CONTENTS (search for the tag)
      Part I, what a user reads: documentation, then declarations
-       >>conventions  >>context  >>json        >>safetensors  >>tables     >>datasets  >>hub       >>tokenizer
-       >>batches      >>tensors  >>operations  >>model        >>optimizer  >>metrics   >>training  >>backend
+       >>conventions  >>context  >>json        >>safetensors  >>tables     >>datasets   >>hub      >>tokenizer
+       >>batches      >>tensors  >>operations  >>model        >>features   >>optimizer  >>metrics  >>training
+       >>backend
      Part II, the implementation (FT_IMPLEMENTATION), a chapter each
        >>memory and errors  >>threads  >>random numbers  >>text  >>json parsing  >>files  >>safetensors files
        >>tables  >>datasets  >>tokenizer  >>vocabulary  >>normalising  >>tokenizer objects  >>wordpiece
        >>added tokens  >>encoding texts  >>loading tokenizers  >>kernels  >>tape  >>operations  >>batching
-       >>encoder  >>adamw  >>scores  >>scoring  >>training loop
+       >>encoder  >>adamw  >>scores  >>scoring  >>frozen features  >>training loop
    COMPILE-TIME OPTIONS (define them in the implementation file; FT_STATIC and FT_REAL wherever the header is included)
      FT_STATIC       every function is static: the library is private to one file
      FT_NO_THREADS   no threads: everything runs on the caller's
@@ -607,6 +608,12 @@ FT_API int64_t ft_model_train_matching(ft_model *model, const char *pattern, boo
 FT_API ft_status ft_model_reinitialize(ft_context *context, ft_model *model, int layers, uint64_t seed);
 /* Freezes the base model, leaving what stands outside it (the head) to train, as peers' "head only" does. */
 FT_API void ft_model_train_head(ft_model *model);
+/* How many parts at the bottom of the model hold nothing that trains. The embeddings are the first part and each layer
+   is one: 0 (the embeddings train) to L + 1 (all but the pooler and head is frozen). The backward pass ends above them,
+   and the forward pass keeps nothing of them. */
+FT_API int ft_model_frozen_parts(const ft_model *model);
+
+typedef struct ft_features ft_features; /* the output of the frozen parts, kept: see >>features */
 
 typedef struct ft_forward_options {
   bool training;       /* with dropout */
@@ -614,12 +621,15 @@ typedef struct ft_forward_options {
   bool no_head;        /* stop after the last layer */
   const int32_t *rows; /* tokens and masked language models: the rows of [0, T) for which logits are wanted ... */
   int64_t row_count;   /* ... and their number; NULL: all T */
+  int parts;           /* run only the lowest: 1 the embeddings, 1 + l those and l layers, without head; 0: all */
+  const ft_features *features; /* start from this output of the lower parts ... */
+  const int64_t *feature_rows; /* ... [B]: the texts' rows in the encoded dataset that the features were made of */
 } ft_forward_options;
 
 typedef struct ft_output {      /* tensors live until ft_tape_clear */
   ft_tensor *logits;            /* [B, C]; of tokens [row_count or T, C]; NULL without head */
-  ft_tensor *hidden;            /* [T, H]: the last layer's output */
-  ft_tensor *hidden_states[65]; /* [0]: embeddings .. [L]: last layer; all NULL unless asked for */
+  ft_tensor *hidden;            /* [T, H]: the last layer's output; from features of first tokens alone [B, H] */
+  ft_tensor *hidden_states[65]; /* [0]: embeddings .. [L]: last layer; NULL unless asked for, and below features */
 } ft_output;
 
 /* Runs the model on a batch. The model may be shared by contexts that do not train. Errors: a token id or token type
@@ -633,6 +643,26 @@ FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_t
                                 const float *targets, double divisor);
 
 /* ---------------------------------------------------------------------------------------------------------------------
+   >>features: what the frozen parts of a model make of a dataset's texts, computed once for all epochs. The frozen parts
+   run without dropout. Where the training has none either, results are those without features, bit for bit (except that
+   the processor sums products of at most 32 rows in another order: batches of so few tokens differ in the last bit). */
+
+typedef struct ft_features_options { /* NULL instead of one: all defaults */
+  int64_t memory_limit;              /* bytes; more than this goes into a temporary file; 0: 1 GiB; negative: a file */
+  const char *directory;             /* of that file; NULL: $TMPDIR, else /tmp */
+  int batch_size;                    /* texts at a time; 0: 32 */
+} ft_features_options;
+
+/* Runs the parts that ft_model_frozen_parts counts on all texts. Of each text every token's state is kept, [tokens, H];
+   where all layers are frozen and the head is over texts, the first token's alone, [rows, H]. The size goes to the log
+   first. The file has no name, or one that goes away with it. Fails when nothing is frozen, when memory or the disk is
+   short. One thread at a time may use features that are in a file. */
+FT_API ft_features *ft_features_create(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                                       const ft_features_options *options);
+FT_API int64_t ft_features_bytes(const ft_model *model, const ft_encoded *encoded); /* what _create would keep */
+FT_API void ft_features_free(ft_features *features);
+
+/* ---------------------------------------------------------------------------------------------------------------------
    >>optimizer: AdamW (Loshchilov and Hutter 2019) as torch.optim.AdamW computes it, and learning-rate schedules as
    transformers names them */
 
@@ -641,11 +671,13 @@ typedef struct ft_adamw_options {
   double beta2;        /* 0: 0.999 */
   double epsilon;      /* 0: 1e-8 */
   double weight_decay; /* for parameters that decay; 0: none */
+  double layer_decay;  /* learning rate times layer_decay^(L + 1 - ft_parameter.layer); 0 or 1: the same for all */
 } ft_adamw_options;
 
 typedef struct ft_optimizer ft_optimizer;
 
-/* Moments for every parameter of the model that trains now. */
+/* Moments for every parameter of the model that trains now. One that is frozen later keeps its moments and is left out
+   of norms and steps until it trains again, as torch leaves out a parameter whose gradient is None. */
 FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adamw_options *options);
 FT_API void ft_optimizer_free(ft_optimizer *optimizer);
 /* The global norm of all gradients: sqrt(sum of squares). */
@@ -723,6 +755,13 @@ typedef struct ft_train_options {
   bool no_dropout;
   bool keep_last;            /* keep the last weights, not those of the best evaluation */
   int evaluation_batch_size; /* 0: 32 */
+  double layer_decay;        /* as in ft_adamw_options */
+  /* n > 0: of what trains, the first epoch trains the topmost part (the head) alone, and each further one n parts more
+     from the top down: layers, and below them the embeddings (Howard and Ruder 2018, "gradual unfreezing") */
+  int unfreeze_layers_per_epoch;
+  bool cache_frozen;           /* compute the frozen parts' output once, see >>features */
+  int64_t cache_memory_limit;  /* of each dataset's cache, as in ft_features_options */
+  const char *cache_directory; /* the same */
   /* Called after every optimizer step and every evaluation; returning false stops with FT_ERROR_STOPPED. */
   bool (*progress)(void *user_data, const ft_train_progress *progress);
   void *user_data;
@@ -747,6 +786,7 @@ FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokeniz
 FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *model, const ft_dataset *dataset);
 typedef struct ft_scoring_options { /* NULL instead of one: all defaults */
   int batch_size;                   /* texts at a time; 0: 32 */
+  const ft_features *features;      /* of the encoded texts: start from these; not for ft_embed */
 } ft_scoring_options;
 
 /* Scores encoded texts: logits [rows, C], in the order of the rows. Texts are batched by length. Like training, scoring
@@ -2678,6 +2718,30 @@ static ft_status ft__directory_create(ft_context *context, const char *path) {
   }
   ft__release(context, part);
   return status;
+}
+
+/* A file for this process alone, which goes away when it is closed or the process ends. NULL directory: the system's. */
+static FILE *ft__file_temporary(ft_context *context, const char *directory) {
+  FILE *file = NULL;
+#ifdef _WIN32
+  char path[MAX_PATH + 1], standard[MAX_PATH + 1];
+  if (!directory && GetTempPathA(sizeof standard, standard)) directory = standard;
+  if (!directory) directory = ".";
+  if (GetTempFileNameA(directory, "ft", 0, path)) file = fopen(path, "w+bTD"); /* D: deleted when closed */
+#else
+  char *path;
+  int descriptor;
+  if (!directory) directory = getenv("TMPDIR");
+  if (!directory || !*directory) directory = "/tmp";
+  if (!(path = ft__path_join(context, directory, "finetune-XXXXXX"))) return NULL;
+  if ((descriptor = mkstemp(path)) >= 0) {
+    unlink(path); /* it lives on, without a name, as long as it is open */
+    if (!(file = fdopen(descriptor, "w+b"))) close(descriptor);
+  }
+  ft__release(context, path);
+#endif
+  if (!file) ft__error(context, FT_ERROR_FILE, "no temporary file can be made in %s: %s", directory, strerror(errno));
+  return file;
 }
 
 FT_API ft_json *ft_json_read(ft_context *context, const char *path) {
@@ -11027,7 +11091,7 @@ static ft_status ft__initialize_parameter(ft_context *context, ft_model *model, 
   } else if (strstr(tensor->name, "orm.weight")) {
     for (i = 0; i < task.count; ++i) task.values[i] = 1;
   }
-  status = ft__tensor_allocate(context, tensor);
+  status = tensor->data ? FT_OK : ft__tensor_allocate(context, tensor);
   if (status == FT_OK) status = ft_tensor_write(context, tensor, task.values);
   ft__release(context, task.values);
   return status;
@@ -11201,17 +11265,29 @@ FT_API int64_t ft_model_train_matching(ft_model *model, const char *pattern, boo
   return matched;
 }
 
+FT_API int ft_model_frozen_parts(const ft_model *model) {
+  int parts = model->config.layers + 1;
+  int64_t i;
+  for (i = 0; i < model->parameter_count; ++i)
+    if (model->parameters[i].tensor->requires_gradient && model->parameters[i].layer < parts)
+      parts = model->parameters[i].layer;
+  return parts;
+}
+
 FT_API ft_status ft_model_reinitialize(ft_context *context, ft_model *model, int layers, uint64_t seed) {
   ft_status status = FT_OK;
   int64_t i;
   if (!model) return ft__null_status(context, "ft_model_reinitialize needs a model");
+  if (model->shapes_only) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights");
   if (layers < 1 || layers > model->config.layers || model->config.groups != model->config.layers)
     return ft__error(context, FT_ERROR_ARGUMENT, "cannot reinitialise the top %d of %d layers%s", layers,
                      model->config.layers, model->config.groups == 1 ? ": they share their weights" : "");
-  for (i = 0; status == FT_OK && i < model->parameter_count; ++i)
-    if (model->parameters[i].layer > model->config.layers - layers &&
-        model->parameters[i].layer <= model->config.layers)
-      status = ft__initialize_parameter(context, model, i, seed ? seed : 42);
+  for (i = 0; status == FT_OK && i < model->parameter_count; ++i) {
+    ft_parameter *parameter = &model->parameters[i];
+    if (parameter->layer <= model->config.layers - layers || parameter->layer > model->config.layers) continue;
+    status = ft__initialize_parameter(context, model, i, seed ? seed : 42);
+    parameter->loaded = false;
+  }
   return status;
 }
 
@@ -11466,19 +11542,38 @@ static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int
                         into);
 }
 
-/* All layers while scoring: nothing is needed again, so two buffers take turns and each layer's memory is given back.
- */
-static ft_tensor *ft__run_layers_in_turn(ft_context *context, const ft__forward *run, ft_tensor *h) {
+/* Layers first <= i < end of which nothing is needed again, as they are scored or frozen: two buffers take turns, and
+   each layer's memory is given back. */
+static ft_tensor *ft__run_layers_in_turn(ft_context *context, const ft__forward *run, int first, int end,
+                                         ft_tensor *h) {
   ft_tensor *buffer[2];
   int i;
-  if (!h) return NULL;
+  if (!h || first >= end) return h;
   buffer[0] = ft_tensor_temporary(context, FT_F32, h->dimensions, h->shape);
   buffer[1] = ft_tensor_temporary(context, FT_F32, h->dimensions, h->shape);
   if (!buffer[0] || !buffer[1]) return NULL;
-  for (i = 0; i < run->model->config.layers * run->model->config.layers_of_group && h; ++i) {
+  ft_no_grad_begin(context);
+  for (i = first; i < end && h; ++i) {
     ft__arena_mark mark = ft__arena_here(&context->backend_arena);
     h = ft__run_layer(context, run, i, h, buffer[i % 2]);
     ft__arena_return(&context->backend_arena, mark);
+  }
+  ft_no_grad_end(context);
+  return h;
+}
+
+/* All layers, or those below options->parts; where they start from features, those above. */
+static ft_tensor *ft__run_layers(ft_context *context, const ft__forward *run, const ft_forward_options *options,
+                                 int first, ft_tensor *h, ft_output *output) {
+  int inner = run->model->config.layers_of_group, end = options->parts ? options->parts - 1 : run->model->config.layers;
+  int i, recorded = context->no_grad ? end : ft_model_frozen_parts(run->model) - 1;
+  if (recorded > end) recorded = end;
+  if (recorded < first || options->hidden_states) recorded = first;
+  if (options->hidden_states) output->hidden_states[first] = h;
+  h = ft__run_layers_in_turn(context, run, first * inner, recorded * inner, h);
+  for (i = recorded * inner; i < end * inner && h; ++i) {
+    h = ft__run_layer(context, run, i, h, NULL);
+    if (options->hidden_states) output->hidden_states[i / inner + 1] = h;
   }
   return h;
 }
@@ -11503,34 +11598,95 @@ static ft_tensor *ft__run_head(ft_context *context, const ft__forward *run, ft_t
   return ft__apply_linear(context, h, &model->classifier, FT_IDENTITY);
 }
 
+struct ft_features { /* made in >>frozen features */
+  ft_context *owner;
+  int parts;
+  bool first_tokens; /* alone */
+  int64_t rows, columns;
+  int64_t *starts; /* [rows + 1]: row r has the states starts[r] .. starts[r + 1] */
+  ft_real *values; /* [starts[rows], H], or NULL: they are in */
+  FILE *file;
+};
+
+/* Copies a row's states from or to memory or the file. */
+static ft_status ft__features_move(ft_context *context, const ft_features *features, int64_t row, ft_real *to,
+                                   const ft_real *from) {
+  int64_t start = features->starts[row] * features->columns;
+  size_t count = (size_t)(features->starts[row + 1] * features->columns - start), moved = 0;
+  if (features->values) {
+    memcpy(to ? to : features->values + start, from ? from : features->values + start, count * sizeof(ft_real));
+    return FT_OK;
+  }
+  if (ft__seek(features->file, start * (int64_t)sizeof(ft_real), SEEK_SET) == 0)
+    moved =
+        to ? fread(to, sizeof(ft_real), count, features->file) : fwrite(from, sizeof(ft_real), count, features->file);
+  if (moved == count) return FT_OK;
+  return ft__error(context, FT_ERROR_FILE, "the temporary file of features cannot be %s: %s", to ? "read" : "written",
+                   strerror(errno));
+}
+
+/* The features of the batch's texts: [T, H], or [B, H] if they are the first tokens' alone. */
+static ft_tensor *ft__upload_features(ft_context *context, const ft_batch *batch, const ft_forward_options *options,
+                                      ft__forward *run) {
+  const ft_features *features = options->features;
+  int64_t b, count = features->first_tokens ? batch->texts : batch->tokens, used = 0;
+  ft_tensor *h = ft__temporary_2d(context, FT_F32, count, features->columns);
+  ft_real *values = (ft_real *)ft__arena_allocate(context, &context->host_arena,
+                                                  (size_t)(count * features->columns) * sizeof *values);
+  if (!h || !values) return NULL;
+  for (b = 0; b < batch->texts; ++b) {
+    int64_t row = options->feature_rows[b],
+            length = features->first_tokens ? 1 : batch->offsets[b + 1] - batch->offsets[b];
+    if (row < 0 || row >= features->rows || features->starts[row + 1] - features->starts[row] != length) {
+      ft__error(context, FT_ERROR_ARGUMENT, "text %lld of the batch is not row %lld of the features' %lld",
+                (long long)b, (long long)row, (long long)features->rows);
+      return NULL;
+    }
+    if (ft__features_move(context, features, row, values + used, NULL) != FT_OK) return NULL;
+    used += length * features->columns;
+  }
+  if (features->first_tokens) run->rows = NULL; /* nothing is left to gather */
+  context->backend->write(context, h->data, values, (size_t)used * sizeof *values);
+  return h;
+}
+
+/* options->parts and options->features must fit the model. */
+static ft_status ft__check_parts(ft_context *context, const ft_model *model, const ft_forward_options *options) {
+  const ft_features *features = options->features;
+  int frozen = ft_model_frozen_parts(model), parts = model->config.layers + 1;
+  if (options->parts < 0 || options->parts > parts || (features && options->parts && options->parts < features->parts))
+    return ft__error(context, FT_ERROR_ARGUMENT, "cannot run the lowest %d of %d parts%s", options->parts, parts,
+                     features ? " from features" : "");
+  if (!features) return FT_OK;
+  if (features->columns != model->config.hidden_size || features->parts > parts || !options->feature_rows ||
+      (features->first_tokens && !ft__is_over_texts(model)))
+    return ft__error(context, FT_ERROR_ARGUMENT, "the features were made by another model, or feature_rows is missing");
+  if (context->no_grad == 0 && frozen < features->parts)
+    return ft__error(context, FT_ERROR_ARGUMENT,
+                     "the features are the output of the model's lowest %d parts, but only %d of them are frozen",
+                     features->parts, frozen);
+  return FT_OK;
+}
+
 FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, const ft_batch *batch,
                                   const ft_forward_options *options, ft_output *output) {
   ft__forward run;
   ft_forward_options none;
   ft_tensor *h;
-  int i, inner;
   memset(output, 0, sizeof *output);
   memset(&run, 0, sizeof run);
   memset(&none, 0, sizeof none);
   if (!model || !batch) return ft__null_status(context, "ft_model_forward needs a model and a batch");
   if (!options) options = &none;
   if (model->shapes_only) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights");
+  if (ft__check_parts(context, model, options) != FT_OK) return context->status;
   run.model = model;
   run.training = options->training;
   if (ft__upload_batch(context, batch, options, &run) != FT_OK) return context->status;
-  h = ft__embed_tokens(context, &run);
-  if (context->no_grad && !options->hidden_states) {
-    h = ft__run_layers_in_turn(context, &run, h);
-  } else {
-    if (options->hidden_states) output->hidden_states[0] = h;
-    inner = model->config.layers_of_group;
-    for (i = 0; i < model->config.layers * inner && h; ++i) {
-      h = ft__run_layer(context, &run, i, h, NULL);
-      if (options->hidden_states) output->hidden_states[i / inner + 1] = h;
-    }
-  }
+  h = options->features ? ft__upload_features(context, batch, options, &run) : ft__embed_tokens(context, &run);
+  h = ft__run_layers(context, &run, options, options->features ? options->features->parts - 1 : 0, h, output);
   if (!(output->hidden = h)) return context->status;
-  if (options->no_head || !model->has_head) return FT_OK;
+  if (options->no_head || options->parts || !model->has_head) return FT_OK;
   output->logits = ft__run_head(context, &run, h);
   return output->logits ? FT_OK : context->status;
 }
@@ -11582,38 +11738,46 @@ FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_t
        v  =  beta2 v + (1 - beta2) g^2
        w  =  w - lr / (1 - beta1^t)  m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 
-   Biases and LayerNorm parameters do not decay, as in transformers' Trainer; embeddings do. */
+   Biases and LayerNorm parameters do not decay, as in transformers' Trainer; embeddings do. With layer decay d, lr is
+   multiplied by d^(L + 1 - layer) for the parameters of that layer: what stands lower, and is more general, moves less
+   (Howard and Ruder 2018). Each parameter counts its own steps t. */
+
+typedef struct ft__trained {
+  ft_parameter parameter; /* its tensor belongs to the model */
+  ft_tensor *first_moment, *second_moment;
+  double rate;   /* what the learning rate is multiplied by: layer decay */
+  int64_t steps; /* taken; t in the formulas */
+} ft__trained;
 
 struct ft_optimizer {
   ft_context *owner;
   ft_adamw_options options;
-  ft_parameter *parameters;                  /* [count]: those that train; tensors belong to the model */
-  ft_tensor **first_moment, **second_moment; /* [count] */
-  int64_t count, step;
+  ft__trained *trained; /* [count] */
+  int64_t count;
+  int layers;
 };
 
 FT_API void ft_optimizer_free(ft_optimizer *optimizer) {
-  ft_context *context;
   int64_t i;
   if (!optimizer) return;
-  context = optimizer->owner;
   for (i = 0; i < optimizer->count; ++i) {
-    if (optimizer->first_moment) ft_tensor_free(optimizer->first_moment[i]);
-    if (optimizer->second_moment) ft_tensor_free(optimizer->second_moment[i]);
+    ft_tensor_free(optimizer->trained[i].first_moment);
+    ft_tensor_free(optimizer->trained[i].second_moment);
   }
-  ft__release(context, optimizer->first_moment);
-  ft__release(context, optimizer->second_moment);
-  ft__release(context, optimizer->parameters);
-  ft__release(context, optimizer);
+  ft__release(optimizer->owner, optimizer->trained);
+  ft__release(optimizer->owner, optimizer);
 }
 
 static bool ft__optimizer_add(ft_context *context, ft_optimizer *optimizer, const ft_parameter *parameter) {
   const ft_tensor *tensor = parameter->tensor;
-  int64_t i = optimizer->count++;
-  optimizer->parameters[i] = *parameter;
-  optimizer->first_moment[i] = ft_tensor_create(context, FT_F32, tensor->dimensions, tensor->shape);
-  optimizer->second_moment[i] = ft_tensor_create(context, FT_F32, tensor->dimensions, tensor->shape);
-  return optimizer->first_moment[i] && optimizer->second_moment[i];
+  ft__trained *trained = &optimizer->trained[optimizer->count++];
+  trained->parameter = *parameter;
+  trained->rate = optimizer->options.layer_decay > 0
+                      ? pow(optimizer->options.layer_decay, optimizer->layers + 1 - parameter->layer)
+                      : 1;
+  trained->first_moment = ft_tensor_create(context, FT_F32, tensor->dimensions, tensor->shape);
+  trained->second_moment = ft_tensor_create(context, FT_F32, tensor->dimensions, tensor->shape);
+  return trained->first_moment && trained->second_moment;
 }
 
 FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adamw_options *options) {
@@ -11623,14 +11787,13 @@ FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *mo
   if (!model || !(optimizer = (ft_optimizer *)ft__allocate_zero(context, sizeof *optimizer))) return NULL;
   count = ft_model_parameter_count(model);
   optimizer->owner = context;
+  optimizer->layers = ft_model_config(model)->layers;
   if (options) optimizer->options = *options;
   if (optimizer->options.beta1 == 0) optimizer->options.beta1 = 0.9;
   if (optimizer->options.beta2 == 0) optimizer->options.beta2 = 0.999;
   if (optimizer->options.epsilon == 0) optimizer->options.epsilon = 1e-8;
-  optimizer->parameters = (ft_parameter *)ft__allocate_zero(context, (size_t)count * sizeof *optimizer->parameters);
-  optimizer->first_moment = (ft_tensor **)ft__allocate_zero(context, (size_t)count * sizeof(ft_tensor *));
-  optimizer->second_moment = (ft_tensor **)ft__allocate_zero(context, (size_t)count * sizeof(ft_tensor *));
-  ok = optimizer->parameters && optimizer->first_moment && optimizer->second_moment;
+  optimizer->trained = (ft__trained *)ft__allocate_zero(context, (size_t)count * sizeof *optimizer->trained);
+  ok = optimizer->trained != NULL;
   for (i = 0; ok && i < count; ++i)
     if (ft_model_parameter(model, i)->tensor->requires_gradient)
       ok = ft__optimizer_add(context, optimizer, ft_model_parameter(model, i));
@@ -11642,10 +11805,12 @@ FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *mo
 /* A trained parameter that no gradient reached is a bug in the model that calls for a word, not for silence. */
 static ft_status ft__check_gradients(ft_context *context, const ft_optimizer *optimizer) {
   int64_t i;
-  for (i = 0; i < optimizer->count; ++i)
-    if (!optimizer->parameters[i].tensor->gradient_is_set)
+  for (i = 0; i < optimizer->count; ++i) {
+    const ft_parameter *parameter = &optimizer->trained[i].parameter;
+    if (parameter->tensor->requires_gradient && !parameter->tensor->gradient_is_set)
       return ft__error(context, FT_ERROR_ARGUMENT, "%s is to be trained, but the loss does not depend on it",
-                       optimizer->parameters[i].name);
+                       parameter->name);
+  }
   return FT_OK;
 }
 
@@ -11656,8 +11821,9 @@ FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *o
   if (!optimizer) return ft__null_status(context, "ft_optimizer_gradient_norm needs an optimizer");
   if (ft__check_gradients(context, optimizer) != FT_OK) return context->status;
   for (i = 0; i < optimizer->count; ++i) {
-    const ft_tensor *tensor = optimizer->parameters[i].tensor;
-    sum += context->backend->sum_of_squares(context, ft_tensor_count(tensor), (const ft_real *)tensor->gradient);
+    const ft_tensor *tensor = optimizer->trained[i].parameter.tensor;
+    if (tensor->requires_gradient)
+      sum += context->backend->sum_of_squares(context, ft_tensor_count(tensor), (const ft_real *)tensor->gradient);
   }
   *norm = sqrt(sum);
   return FT_OK;
@@ -11669,20 +11835,22 @@ FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer,
   int64_t i;
   if (!optimizer) return ft__null_status(context, "ft_optimizer_step needs an optimizer");
   if (ft__check_gradients(context, optimizer) != FT_OK) return context->status;
-  step.step = ++optimizer->step;
-  step.learning_rate = learning_rate;
   step.gradient_scale = gradient_scale;
   step.beta1 = optimizer->options.beta1;
   step.beta2 = optimizer->options.beta2;
   step.epsilon = optimizer->options.epsilon;
   for (i = 0; i < optimizer->count; ++i) {
-    ft_tensor *tensor = optimizer->parameters[i].tensor;
+    ft__trained *trained = &optimizer->trained[i];
+    ft_tensor *tensor = trained->parameter.tensor;
+    if (!tensor->requires_gradient) continue;
+    step.step = ++trained->steps;
+    step.learning_rate = learning_rate * trained->rate;
     step.count = ft_tensor_count(tensor);
     step.weight = (ft_real *)tensor->data;
     step.gradient = (const ft_real *)tensor->gradient;
-    step.first_moment = (ft_real *)optimizer->first_moment[i]->data;
-    step.second_moment = (ft_real *)optimizer->second_moment[i]->data;
-    step.weight_decay = optimizer->parameters[i].decays ? optimizer->options.weight_decay : 0;
+    step.first_moment = (ft_real *)trained->first_moment->data;
+    step.second_moment = (ft_real *)trained->second_moment->data;
+    step.weight_decay = trained->parameter.decays ? optimizer->options.weight_decay : 0;
     context->backend->adamw(context, &step);
     ft_gradient_zero(context, tensor);
   }
@@ -11932,22 +12100,21 @@ typedef ft_status (*ft__batch_visitor)(ft_context *context, void *argument, cons
                                        const ft_output *output);
 
 static ft_status ft__run_over(ft_context *context, const ft_model *model, const ft_encoded *encoded,
-                              const ft_scoring_options *scoring, bool no_head, ft__batch_visitor visit,
+                              const ft_scoring_options *scoring, ft_forward_options options, ft__batch_visitor visit,
                               void *argument) {
   int batch_size = scoring && scoring->batch_size > 0 ? scoring->batch_size : 32;
-  ft_forward_options options;
   ft_output output;
   ft_batch batch;
   ft_status status = FT_OK;
   int64_t start, *order;
   if (!model || !encoded) return ft__null_status(context, "scoring needs a model and encoded texts");
   memset(&batch, 0, sizeof batch);
-  memset(&options, 0, sizeof options);
-  options.no_head = no_head;
+  options.features = scoring ? scoring->features : NULL;
   order = (int64_t *)ft__allocate(context, ((size_t)encoded->rows + 1) * sizeof *order);
   if (!order || !ft__order_by_length(context, encoded, order)) status = context->status;
   for (start = 0; status == FT_OK && start < encoded->rows; start += batch_size) {
     int64_t count = encoded->rows - start < batch_size ? encoded->rows - start : batch_size;
+    options.feature_rows = order + start;
     ft_no_grad_begin(context);
     status = ft_batch_select(context, &batch, encoded, order + start, count);
     if (status == FT_OK) status = ft_model_forward(context, model, &batch, &options, &output);
@@ -11987,13 +12154,15 @@ static ft_status ft__visit_logits(ft_context *context, void *argument, const ft_
 static ft_status ft__predict(ft_context *context, const ft_model *model, const ft_encoded *encoded,
                              const ft_scoring_options *options, bool over_texts, float *all) {
   ft__logits logits;
+  ft_forward_options forward;
+  memset(&forward, 0, sizeof forward);
   logits.all = all;
   logits.offsets = over_texts || !encoded ? NULL : encoded->offsets;
   if (model && ft__is_over_texts(model) != over_texts)
     return ft__error(context, FT_ERROR_ARGUMENT, "the model's head scores %s: use %s",
                      over_texts ? "tokens, not texts" : "texts, not tokens",
                      over_texts ? "ft_predict_tokens" : "ft_predict");
-  return ft__run_over(context, model, encoded, options, false, ft__visit_logits, &logits);
+  return ft__run_over(context, model, encoded, options, forward, ft__visit_logits, &logits);
 }
 
 FT_API ft_status ft_predict(ft_context *context, const ft_model *model, const ft_encoded *encoded,
@@ -12097,10 +12266,14 @@ static ft_status ft__visit_hidden(ft_context *context, void *argument, const ft_
 FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded,
                           const ft_scoring_options *options, bool mean, bool normalize, float *embeddings) {
   ft__pooling pooling;
+  ft_forward_options forward;
+  if (options && options->features) return ft__error(context, FT_ERROR_ARGUMENT, "ft_embed takes no features");
+  memset(&forward, 0, sizeof forward);
+  forward.no_head = true;
   pooling.embeddings = embeddings;
   pooling.mean = mean;
   pooling.normalize = normalize;
-  return ft__run_over(context, model, encoded, options, true, ft__visit_hidden, &pooling);
+  return ft__run_over(context, model, encoded, options, forward, ft__visit_hidden, &pooling);
 }
 
 /* ---- snapshots: the trained parameters at one moment ---- */
@@ -12159,11 +12332,95 @@ FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *sna
   return status;
 }
 /* =====================================================================================================================
+   >>frozen features
+
+   With parts 0 .. p - 1 of the model frozen, its output is g(f(text)) where only g changes. f(text) is computed once per
+   text, without dropout, and kept: [tokens, H], or [rows, H] where g reads nothing but each text's first token. An epoch
+   then costs no more than g. */
+
+static bool ft__only_first_tokens(const ft_model *model) {
+  return ft_model_frozen_parts(model) == model->config.layers + 1 && model->has_head && ft__is_over_texts(model);
+}
+
+FT_API int64_t ft_features_bytes(const ft_model *model, const ft_encoded *encoded) {
+  int64_t states;
+  if (!model || !encoded) return 0;
+  states = ft__only_first_tokens(model) ? encoded->rows : encoded->offsets[encoded->rows];
+  return states * model->config.hidden_size * (int64_t)sizeof(ft_real);
+}
+
+FT_API void ft_features_free(ft_features *features) {
+  if (!features) return;
+  if (features->file) fclose(features->file);
+  ft__release(features->owner, features->values);
+  ft__release(features->owner, features->starts);
+  ft__release(features->owner, features);
+}
+
+static ft_status ft__visit_features(ft_context *context, void *argument, const ft_batch *batch, const int64_t *rows,
+                                    const ft_output *output) {
+  const ft_features *features = (const ft_features *)argument;
+  ft_real *values = (ft_real *)ft__arena_allocate(context, &context->host_arena, ft__tensor_bytes(output->hidden));
+  ft_status status = values ? ft_tensor_read(context, output->hidden, values) : context->status;
+  int64_t i;
+  for (i = 0; status == FT_OK && i < batch->texts; ++i)
+    status = ft__features_move(context, features, rows[i], NULL, values + batch->offsets[i] * features->columns);
+  return status;
+}
+
+/* Room for all states: in memory, or in a file where they are more than the limit. Says which. */
+static bool ft__features_reserve(ft_context *context, ft_features *features, const ft_encoded *encoded, int64_t bytes,
+                                 const ft_features_options *options) {
+  int64_t limit = options->memory_limit ? options->memory_limit : (int64_t)1 << 30, row;
+  bool in_memory = bytes <= limit && (uint64_t)bytes <= SIZE_MAX;
+  features->starts = (int64_t *)ft__allocate(context, ((size_t)encoded->rows + 1) * sizeof(int64_t));
+  if (!features->starts) return false;
+  for (row = 0; row <= encoded->rows; ++row)
+    features->starts[row] = features->first_tokens ? row : encoded->offsets[row];
+  ft__log(context, FT_LOG_INFO,
+          "keeping what the embeddings and %d layers make of %lld texts: %.1f MiB in %s; they run without dropout",
+          features->parts - 1, (long long)encoded->rows, (double)bytes / 1048576, in_memory ? "memory" : "a file");
+  if (in_memory) features->values = (ft_real *)ft__allocate(context, (size_t)bytes);
+  if (!in_memory) features->file = ft__file_temporary(context, options->directory);
+  return features->values || features->file;
+}
+
+FT_API ft_features *ft_features_create(ft_context *context, const ft_model *model, const ft_encoded *encoded,
+                                       const ft_features_options *options) {
+  ft_features_options none;
+  ft_forward_options forward;
+  ft_scoring_options scoring;
+  ft_features *features;
+  if (!model || !encoded) return (ft_features *)ft__null_argument(context, "features need a model and encoded texts");
+  memset(&none, 0, sizeof none);
+  memset(&forward, 0, sizeof forward);
+  memset(&scoring, 0, sizeof scoring);
+  if (!options) options = &none;
+  scoring.batch_size = options->batch_size;
+  if ((forward.parts = ft_model_frozen_parts(model)) == 0) {
+    ft__error(context, FT_ERROR_ARGUMENT, "there are no features to keep: the embeddings train, so nothing is frozen");
+    return NULL;
+  }
+  if (!(features = (ft_features *)ft__allocate_zero(context, sizeof *features))) return NULL;
+  features->owner = context;
+  features->parts = forward.parts;
+  features->first_tokens = ft__only_first_tokens(model);
+  features->rows = encoded->rows;
+  features->columns = model->config.hidden_size;
+  if (ft__features_reserve(context, features, encoded, ft_features_bytes(model, encoded), options) &&
+      ft__run_over(context, model, encoded, &scoring, forward, ft__visit_features, features) == FT_OK)
+    return features;
+  ft_features_free(features);
+  return NULL;
+}
+
+/* =====================================================================================================================
    >>training loop
 
    Everything below uses public functions alone: it is meant to be read, copied into a program and changed there. In
    outline, and with gradient accumulation (G batches to a step) left out:
 
+       ft_features_create                                        if the frozen part is to be cached
        for each epoch:
          shuffle the rows
          for each batch of rows:
@@ -12184,6 +12441,8 @@ typedef struct ft__trainer {
   ft_encoded *encoded, *encoded_evaluation;
   ft_optimizer *optimizer;
   ft_snapshot *best;
+  ft_features *features, *evaluation_features; /* with cache_frozen */
+  bool *trained;            /* [parameters]: which train in the end, if they are unfrozen one after another */
   ft_train_options options; /* with defaults filled in */
   ft_train_result *result;
   ft_batch batch;
@@ -12236,7 +12495,7 @@ static void ft__plan_epoch(ft__trainer *t, int64_t epoch) {
 
 static ft_status ft__train_prepare(ft__trainer *t, const ft_tokenizer *tokenizer) {
   ft_context *context = t->context;
-  ft_adamw_options adamw = {0, 0, 0, 0};
+  ft_adamw_options adamw = {0, 0, 0, 0, 0};
   int64_t rows = t->train->rows, classes = t->train->label_count;
   int64_t largest = t->options.batch_tokens > 0 || rows < t->options.batch_size ? rows : t->options.batch_size;
   int max_length = ft_max_length(context, t->model, tokenizer, t->options.max_length);
@@ -12246,6 +12505,7 @@ static ft_status ft__train_prepare(ft__trainer *t, const ft_tokenizer *tokenizer
   if (t->evaluation) t->encoded_evaluation = ft_dataset_encode(context, t->evaluation, tokenizer, max_length);
   if (!t->encoded || (t->evaluation && !t->encoded_evaluation)) return ft_error_status(context);
   adamw.weight_decay = t->options.weight_decay;
+  adamw.layer_decay = t->options.layer_decay;
   t->optimizer = ft_optimizer_create(context, t->model, &adamw);
   if (t->evaluation && !t->options.keep_last) t->best = ft_snapshot_create(context, t->model);
   t->order = (int64_t *)ft_allocate(context, (size_t)rows * sizeof(int64_t));
@@ -12262,6 +12522,38 @@ static ft_status ft__train_prepare(ft__trainer *t, const ft_tokenizer *tokenizer
   t->warmup_steps =
       (int64_t)(t->options.warmup < 1 ? ceil((double)t->total_steps * t->options.warmup) : t->options.warmup);
   t->result->truncated_rows = t->encoded->truncated_rows;
+  return FT_OK;
+}
+
+/* The output of the parts that stay frozen to the end, for all epochs. */
+static ft_status ft__train_cache(ft__trainer *t) {
+  ft_features_options options;
+  memset(&options, 0, sizeof options);
+  options.memory_limit = t->options.cache_memory_limit;
+  options.directory = t->options.cache_directory;
+  t->features = ft_features_create(t->context, t->model, t->encoded, &options);
+  if (t->features && t->evaluation)
+    t->evaluation_features = ft_features_create(t->context, t->model, t->encoded_evaluation, &options);
+  return t->features && (t->evaluation_features || !t->evaluation) ? FT_OK : ft_error_status(t->context);
+}
+
+/* Gradual unfreezing: in epoch e (from 0) the topmost part trains and e * unfreeze_layers_per_epoch more. A negative
+   epoch leaves everything as it was before training. */
+static ft_status ft__train_unfreeze(ft__trainer *t, int64_t epoch) {
+  int64_t i, count = ft_model_parameter_count(t->model);
+  int top = 0;
+  if (t->options.unfreeze_layers_per_epoch <= 0) return FT_OK;
+  if (!t->trained) {
+    if (!(t->trained = (bool *)ft_allocate(t->context, (size_t)count * sizeof(bool))))
+      return ft_error_status(t->context);
+    for (i = 0; i < count; ++i) t->trained[i] = ft_model_parameter(t->model, i)->tensor->requires_gradient;
+  }
+  for (i = 0; i < count; ++i)
+    if (t->trained[i] && ft_model_parameter(t->model, i)->layer > top) top = ft_model_parameter(t->model, i)->layer;
+  for (i = 0; i < count; ++i)
+    ft_model_train_parameter(t->model, i,
+                             t->trained[i] && (epoch < 0 || ft_model_parameter(t->model, i)->layer >=
+                                                                top - epoch * t->options.unfreeze_layers_per_epoch));
   return FT_OK;
 }
 
@@ -12296,6 +12588,8 @@ static ft_status ft__train_batch(ft__trainer *t, int64_t index, int64_t micro_ba
   }
   memset(&forward, 0, sizeof forward);
   forward.training = !t->options.no_dropout;
+  forward.features = t->features;
+  forward.feature_rows = t->order + first;
   ft_random_position(context, t->options.seed, t->step, micro_batch);
   status = ft_batch_select(context, &t->batch, t->encoded, t->order + first, count);
   if (status == FT_OK) status = ft_model_forward(context, t->model, &t->batch, &forward, &output);
@@ -12357,6 +12651,7 @@ static ft_status ft__train_evaluate(ft__trainer *t, int epoch) {
   memset(&progress, 0, sizeof progress);
   memset(&scoring, 0, sizeof scoring);
   scoring.batch_size = t->options.evaluation_batch_size;
+  scoring.features = t->evaluation_features;
   status = ft_evaluate(t->context, t->model, t->encoded_evaluation, t->evaluation, &scoring, &metrics);
   if (status != FT_OK) return status;
   score = ft_metrics_score(&metrics, t->evaluation->task);
@@ -12376,13 +12671,16 @@ static ft_status ft__train_epochs(ft__trainer *t) {
   ft_status status = FT_OK;
   int64_t epoch, batch;
   t->start_time = ft_seconds();
+  if (t->options.cache_frozen) status = ft__train_cache(t);
   for (epoch = 0; status == FT_OK && t->step < t->total_steps; ++epoch) {
     ft__plan_epoch(t, epoch);
+    status = ft__train_unfreeze(t, epoch);
     for (batch = 0; status == FT_OK && batch < t->batches && t->step < t->total_steps;
          batch += t->options.gradient_accumulation)
       status = ft__train_step(t, batch);
     if (status == FT_OK && t->evaluation) status = ft__train_evaluate(t, (int)epoch + 1);
   }
+  if (t->trained) ft__train_unfreeze(t, -1);
   t->result->steps = t->step;
   t->result->train_loss = t->step ? t->loss_sum / (double)t->step : 0;
   t->result->seconds = ft_seconds() - t->start_time;
@@ -12439,6 +12737,9 @@ FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokeniz
   ft_encoded_free(t.encoded_evaluation);
   ft_optimizer_free(t.optimizer);
   ft_snapshot_free(t.best);
+  ft_features_free(t.features);
+  ft_features_free(t.evaluation_features);
+  ft_release(context, t.trained);
   ft_release(context, t.order);
   ft_release(context, t.starts);
   ft_release(context, t.labels);

@@ -288,9 +288,9 @@ static void train_and_save(bool far_memory, const char *golden, const char *dire
   static const float targets[12] = {0.5f, 1, 0, 1, 0, 0, 1, 1, -0.25f, 0, 1, 0};
   ft_context *context = new_context(far_memory);
   ft_model *model = small_model(context, golden, 0.2);
-  ft_adamw_options adamw = {0, 0, 0, 0.01};
+  ft_adamw_options adamw = {0, 0, 0, 0.01, 0};
   ft_optimizer *optimizer = ft_optimizer_create(context, model, &adamw);
-  ft_forward_options options = {true, false, false, NULL, 0};
+  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL};
   ft_batch batch;
   ft_output output;
   int step;

@@ -109,7 +109,7 @@ static void test_steady(void) {
   ft_optimizer *optimizer = ft_optimizer_create(context, model, NULL);
   small_data data = small_parse(context, small_csv, NULL);
   ft_encoded *encoded = ft_dataset_encode(context, data.dataset, tokenizer, 40);
-  ft_forward_options options = {true, false, false, NULL, 0};
+  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL};
   int64_t rows[SMALL_ROWS], calls = 0, i;
   ft_batch batch;
   int step;

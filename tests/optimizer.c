@@ -87,7 +87,7 @@ static void test_adamw(void) {
       {0.998414486, 0.953804573, 0.824700800, 0.646191163, 0.498519737, -0.250247302},
       {0.996352479, 0.952741023, 0.826071547, 0.645977835, 0.496546053, -0.250186039},
       {0.988024832, 0.953165137, 0.833819367, 0.649647884, 0.486677632, -0.248710044}};
-  static const ft_adamw_options decay = {0, 0, 0, 0.01}, all = {0.8, 0.95, 1e-3, 0.1};
+  static const ft_adamw_options decay = {0, 0, 0, 0.01, 0}, all = {0.8, 0.95, 1e-3, 0.1, 0};
   check_adamw(&decay, 1, decayed);
   check_adamw(NULL, 1, plain);
   check_adamw(&all, 0.25, other);

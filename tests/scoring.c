@@ -4,7 +4,7 @@
 #include "check.h"
 #include "small.h"
 
-static const ft_scoring_options three = {3}, four = {4}, five = {5};
+static const ft_scoring_options three = {3, NULL}, four = {4, NULL}, five = {5, NULL};
 
 static ft_context *context;
 static const char bert[] = "tests/golden/bert-pairs", distilbert[] = "tests/golden/distilbert";
