@@ -93,6 +93,57 @@ static void test_adamw(void) {
   check_adamw(&all, 0.25, other);
 }
 
+/* Layer decay, and a parameter that is frozen at the first and third step: torch with the group's learning rate times
+   0.5^(3 - layer), and with grad None. Layer 1's query bias [20] gets 0.1 sin(i + 1 + 0.7 t). */
+static void test_layer_decay(void) {
+  static const double rates[STEPS] = {1e-3, 5e-4, 2e-3, 1e-2};
+  static const double expected[STEPS][3] = {{1.000000000, 0.955336511, 0.834712803},
+                                            {0.999875000, 0.955211511, 0.834587803},
+                                            {0.999875000, 0.955211511, 0.834587803},
+                                            {0.998123352, 0.956085458, 0.833132310}};
+  static const double weights[STEPS] = {0.998990000, 0.998484547, 0.996502329, 0.988204158};
+  const ft_adamw_options options = {0, 0, 0, 0.01, 0.5};
+  ft_model *model = small_model(context, "tests/golden/distilbert", 0);
+  ft_tensor *weight = ft_model_find(model, "classifier.weight")->tensor;
+  ft_tensor *bias = ft_model_find(model, "classifier.bias")->tensor;
+  ft_tensor *low = ft_model_find(model, "distilbert.transformer.layer.0.attention.q_lin.bias")->tensor, *g;
+  ft_optimizer *optimizer;
+  ft_real values[40];
+  double norm, squares;
+  int t, i;
+  ft_model_train_all(model, false);
+  weight->requires_gradient = bias->requires_gradient = low->requires_gradient = true;
+  for (i = 0; i < 40; ++i) values[i] = (ft_real)cos(0.3 * i);
+  ft_tensor_write(context, weight, values);
+  ft_tensor_write(context, low, values);
+  optimizer = ft_optimizer_create(context, model, &options);
+  for (t = 0; t < STEPS; ++t) {
+    low->requires_gradient = t % 2 == 1;
+    squares = 0.09 + 1e-6 * (t - 1) * (t - 1);
+    for (i = 0; i < 40; ++i) squares += pow(0.1 * sin(i + 1 + 0.7 * t), 2) * (i < 20 && t % 2 ? 2 : 1);
+    give_gradients(weight, bias, t);
+    if (low->requires_gradient) {
+      CHECK(ft_optimizer_step(context, optimizer, 1, 1) == FT_ERROR_ARGUMENT); /* it trains, and has no gradient */
+      g = ft_tensor_temporary(context, FT_F32, 1, low->shape);
+      for (i = 0; i < 20; ++i) values[i] = (ft_real)(0.1 * sin(i + 1 + 0.7 * t));
+      ft_tensor_write(context, g, values);
+      CHECK(ft_backward(context, ft_sum(context, ft_multiply(context, low, g), -1)) == FT_OK);
+      ft_tape_clear(context);
+    }
+    CHECK(ft_optimizer_gradient_norm(context, optimizer, &norm) == FT_OK);
+    CHECK_NEAR(norm, sqrt(squares), 1e-6);
+    CHECK(ft_optimizer_step(context, optimizer, rates[t], 1) == FT_OK);
+    ft_tensor_read(context, weight, values);
+    CHECK_NEAR(values[0], weights[t], 4e-7);
+    ft_tensor_read(context, low, values);
+    CHECK_NEAR(values[0], expected[t][0], 4e-7);
+    CHECK_NEAR(values[1], expected[t][1], 4e-7);
+    CHECK_NEAR(values[19], expected[t][2], 4e-7);
+  }
+  ft_optimizer_free(optimizer);
+  ft_model_free(model);
+}
+
 static void test_clipping(void) {
   CHECK(ft_clip_factor(0.5, 1) == 1 && ft_clip_factor(0, 1) == 1);
   CHECK_NEAR(ft_clip_factor(4, 1), 1 / 4.000001, 1e-15);
@@ -258,6 +309,7 @@ int main(void) {
   context = ft_context_create(NULL);
   if (!context) return 1;
   test_adamw();
+  test_layer_decay();
   test_clipping();
   test_schedules();
   test_single_label();
