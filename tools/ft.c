@@ -10,6 +10,7 @@
 
 #include "ft/arguments.h"
 #include "ft/common.h"
+#include "ft/selection.h"
 #include "ft/inspect.h"
 #include "ft/tokenize.h"
 #include "ft/predict.h"
@@ -49,10 +50,12 @@ static const struct {
 
 int main(int argc, char **argv) {
   size_t i, count = sizeof commands / sizeof commands[0];
+  bool help = argc > 1 && strcmp(argv[1], "--help") == 0;
+  FILE *out = help ? stdout : stderr;
   for (i = 0; argc > 1 && i < count; ++i)
     if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc, argv);
-  if (argc > 1) fprintf(stderr, "ft: there is no command %s\n", argv[1]);
-  fprintf(stderr, "usage: ft COMMAND ...; ft COMMAND --help for its options\n");
-  for (i = 0; i < count; ++i) fprintf(stderr, "  %-10s %s\n", commands[i].name, commands[i].help);
-  return EXIT_USAGE;
+  if (argc > 1 && !help) fprintf(stderr, "ft: there is no command %s\n", argv[1]);
+  fprintf(out, "usage: ft COMMAND ...; ft COMMAND --help for its options\n");
+  for (i = 0; i < count; ++i) fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+  return help ? EXIT_OK : EXIT_USAGE;
 }

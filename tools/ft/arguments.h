@@ -1,7 +1,7 @@
 /* arguments.h - command-line options for tools/ft.c: a table per command says what there is.
 
    An option is written --name VALUE or --name=VALUE (a flag without value); everything else is a positional argument.
-   Wrong usage is reported on stderr, and the command exits with status 2. */
+   Wrong usage is reported on stderr, and the command exits with status 2; --help goes to stdout, with status 0. */
 #ifndef FT_ARGUMENTS_H
 #define FT_ARGUMENTS_H
 
@@ -10,16 +10,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum arguments_kind { ARGUMENT_TEXT, ARGUMENT_INTEGER, ARGUMENT_NUMBER, ARGUMENT_FLAG } arguments_kind;
+typedef enum arguments_kind {
+  ARGUMENT_TEXT,
+  ARGUMENT_INTEGER,
+  ARGUMENT_NUMBER,
+  ARGUMENT_FLAG,
+  ARGUMENT_LIST /* a text that may be given many times */
+} arguments_kind;
 
 typedef struct arguments_option {
   const char *name; /* "--epochs" */
   arguments_kind kind;
-  void *value; /* const char **, long long *, double * or bool *: keeps its default when the option is absent */
+  void *value; /* const char **, long long *, double *, bool * or arguments_list *: keeps its default when absent */
   const char *help;
 } arguments_option;
 
-enum { ARGUMENTS_MAX = 8 };
+enum { ARGUMENTS_MAX = 8, ARGUMENTS_LIST_MAX = 64 };
+
+typedef struct arguments_list { /* options may share one: it keeps the order in which they were given */
+  const char *option[ARGUMENTS_LIST_MAX], *value[ARGUMENTS_LIST_MAX];
+  int count;
+} arguments_list;
 
 typedef struct arguments_positional {
   const char *value[ARGUMENTS_MAX];
@@ -27,23 +38,30 @@ typedef struct arguments_positional {
 } arguments_positional;
 
 static void arguments_help(const char *usage, const arguments_option *options, int count) {
-  static const char *const value_names[] = {" TEXT", " N", " X", ""};
+  static const char *const value_names[] = {" TEXT", " N", " X", "", " TEXT"};
   int i;
-  fprintf(stderr, "usage: %s\n", usage);
+  printf("usage: %s\n", usage);
   for (i = 0; i < count; ++i) {
     char left[64];
     snprintf(left, sizeof left, "%s%s", options[i].name, value_names[options[i].kind]);
-    fprintf(stderr, "  %-26s %s\n", left, options[i].help);
+    printf("  %-26s %s\n", left, options[i].help);
   }
 }
 
-/* Stores one value; false if it is no number. */
+/* Stores one value; false if it is no number, or one too many. */
 static bool arguments_store(const arguments_option *option, const char *text) {
+  arguments_list *list;
   char *end;
   errno = 0;
   switch (option->kind) {
     case ARGUMENT_TEXT:
       *(const char **)option->value = text;
+      return true;
+    case ARGUMENT_LIST:
+      list = (arguments_list *)option->value;
+      if (list->count == ARGUMENTS_LIST_MAX) return false;
+      list->option[list->count] = option->name;
+      list->value[list->count++] = text;
       return true;
     case ARGUMENT_INTEGER:
       *(long long *)option->value = strtoll(text, &end, 10);
@@ -67,7 +85,7 @@ static bool arguments_parse(int argc, char **argv, const char *usage, const argu
     size_t length = equals ? (size_t)(equals - argument) : strlen(argument);
     if (strcmp(argument, "--help") == 0) {
       arguments_help(usage, options, count);
-      return false;
+      exit(0);
     }
     if (strncmp(argument, "--", 2) != 0) {
       if (positional->count == ARGUMENTS_MAX) {
@@ -96,7 +114,8 @@ static bool arguments_parse(int argc, char **argv, const char *usage, const argu
       return false;
     }
     if (!arguments_store(&options[k], equals ? equals + 1 : argv[++i])) {
-      fprintf(stderr, "ft %s: %s wants a number, not \"%s\"\n", argv[1], options[k].name,
+      fprintf(stderr, "ft %s: %s %s, not \"%s\"\n", argv[1], options[k].name,
+              options[k].kind == ARGUMENT_LIST ? "was given 64 times" : "wants a number",
               equals ? equals + 1 : argv[i]);
       return false;
     }

@@ -101,10 +101,11 @@ static bool inspect_text(ft_context *context, const ft_model *model, const char 
 }
 
 static int command_inspect(int argc, char **argv) {
-  const char *method = "full";
+  selection chosen = selection_default();
   long long labels = 0;
+  const char *usage;
   const arguments_option options[] = {
-      {"--method", ARGUMENT_TEXT, &method, "full or head: what trains (full)"},
+      SELECTION_OPTIONS(chosen),
       {"--labels", ARGUMENT_INTEGER, &labels, "outputs of the head (the model's own, else 2)"}};
   arguments_positional positional;
   ft_context *context;
@@ -116,13 +117,18 @@ static int command_inspect(int argc, char **argv) {
     return EXIT_USAGE;
   if (positional.count < 1 || positional.count > 2)
     return common_usage("usage: ft inspect DIR [\"some text\"] [options]");
-  if (strcmp(method, "full") != 0 && strcmp(method, "head") != 0) return common_usage("--method is full or head");
+  if ((usage = selection_check(&chosen)) != NULL) return common_usage(usage);
   if (!(context = common_context(0, true))) return EXIT_FAILED;
   memset(&model_options, 0, sizeof model_options);
   model_options.labels = (int)labels;
+  selection_options(&chosen, &model_options);
   model_options.shapes_only = positional.count == 1;
   model = ft_model_load(context, positional.value[0], &model_options);
-  if (model && strcmp(method, "head") == 0) ft_model_train_head(model);
+  if (model && !selection_apply(&chosen, model)) {
+    ft_model_free(model);
+    ft_context_free(context);
+    return EXIT_FAILED;
+  }
   ok = model && (positional.count == 1 || inspect_text(context, model, positional.value[0], positional.value[1]));
   if (ok && positional.count == 1) inspect_tree(model);
   if (!ok) common_failed(context);

@@ -7,12 +7,13 @@
 #endif
 
 typedef struct train_command {
-  const char *model, *train, *evaluation, *test, *text, *pair, *label, *output, *method, *task, *schedule, *dtype,
-      *jsonl;
+  const char *model, *train, *evaluation, *test, *text, *pair, *label, *output, *task, *schedule, *dtype, *jsonl;
   const char *initial;
+  selection chosen; /* what trains */
   long long batch_size, batch_tokens, max_length, seed, threads, accumulation, max_steps, limit;
-  double epochs, learning_rate, weight_decay, warmup, max_gradient_norm;
-  bool overwrite, no_dropout, keep_last, quiet;
+  long long reinitialize, unfreeze_per_epoch, cache_memory;
+  double epochs, learning_rate, weight_decay, warmup, max_gradient_norm, layer_decay;
+  bool overwrite, no_dropout, keep_last, quiet, cache, no_cache;
   /* filled in while running */
   ft_context *context;
   ft_tokenizer *tokenizer;
@@ -143,14 +144,19 @@ static bool train_load_model(train_command *c) {
   options.label_names = c->train_set->label_names;
   options.task = c->train_set->task;
   options.seed = (uint64_t)c->seed;
+  selection_options(&c->chosen, &options);
   c->network = ft_model_load(c->context, c->model, &options);
   c->tokenizer = c->network ? ft_tokenizer_load(c->context, c->model) : NULL;
   if (!c->tokenizer) {
     common_failed(c->context);
     return false;
   }
-  if (strcmp(c->method, "head") == 0) ft_model_train_head(c->network);
-  return !c->initial || train_apply_initial(c);
+  if (c->reinitialize &&
+      ft_model_reinitialize(c->context, c->network, (int)c->reinitialize, (uint64_t)c->seed) != FT_OK) {
+    common_failed(c->context);
+    return false;
+  }
+  return selection_apply(&c->chosen, c->network) && (!c->initial || train_apply_initial(c));
 }
 
 /* An output directory that holds a model already is left alone unless --overwrite says otherwise. */
@@ -177,7 +183,7 @@ static bool train_run(train_command *c, ft_train_result *result) {
   options.batch_size = (int)c->batch_size;
   options.batch_tokens = c->batch_tokens;
   options.gradient_accumulation = (int)c->accumulation;
-  options.learning_rate = c->learning_rate > 0 ? c->learning_rate : strcmp(c->method, "head") == 0 ? 1e-3 : 2e-5;
+  options.learning_rate = c->learning_rate > 0 ? c->learning_rate : selection_is_head(&c->chosen) ? 1e-3 : 2e-5;
   options.weight_decay = c->weight_decay > 0 ? c->weight_decay : -1;
   options.warmup = c->warmup;
   ft_schedule_parse(c->schedule, &options.schedule);
@@ -186,6 +192,11 @@ static bool train_run(train_command *c, ft_train_result *result) {
   options.seed = (uint64_t)c->seed;
   options.no_dropout = c->no_dropout;
   options.keep_last = c->keep_last;
+  options.layer_decay = c->layer_decay;
+  options.unfreeze_layers_per_epoch = (int)c->unfreeze_per_epoch;
+  options.cache_frozen =
+      c->cache || (selection_is_head(&c->chosen) && !c->no_cache && ft_model_frozen_parts(c->network) > 0);
+  options.cache_memory_limit = c->cache_memory * 1048576;
   options.progress = train_progress;
   options.user_data = c;
   if (ft_train(c->context, c->network, c->tokenizer, c->train_set, c->evaluation_set, &options, result) == FT_OK)
@@ -225,7 +236,7 @@ static bool train_finish(train_command *c, const ft_train_result *result) {
             ft_model_save(c->context, c->network, c->tokenizer, c->output) == FT_OK;
   if (ok) {
     if (c->is_terminal) fprintf(stderr, "\n");
-    printf("method %s, %lld of %lld parameters trained, %lld steps in %.1f s, training loss %.4f", c->method,
+    printf("method %s, %lld of %lld parameters trained, %lld steps in %.1f s, training loss %.4f", c->chosen.method,
            (long long)ft_model_size(c->network, true), (long long)ft_model_size(c->network, false),
            (long long)result->steps, result->seconds, result->train_loss);
     if (result->best_epoch) printf(", best epoch %d", result->best_epoch);
@@ -255,7 +266,11 @@ static const char *train_check_usage(const train_command *c, const arguments_pos
   ft_schedule schedule;
   if (positional->count || !c->model || !c->train || !c->output)
     return "usage: ft train --model DIR --train FILE --output-dir OUT [options]; see ft train --help";
-  if (strcmp(c->method, "full") != 0 && strcmp(c->method, "head") != 0) return "--method is full or head";
+  if (selection_check(&c->chosen)) return selection_check(&c->chosen);
+  if (c->cache && c->no_cache) return "--cache and --no-cache exclude each other";
+  if (c->layer_decay < 0 || c->unfreeze_per_epoch < 0 || c->cache_memory < 0 || c->cache_memory > (1 << 30))
+    return "--layer-decay, --unfreeze-per-epoch and --cache-memory are not negative";
+  if (c->reinitialize < 0 || c->reinitialize > 64) return "--reinit-layers is at most the number of layers";
   if (strcmp(c->dtype, "fp32") != 0) return "--dtype is fp32";
   if (!ft_schedule_parse(c->schedule, &schedule)) return "--schedule is linear, cosine or constant";
   if (strcmp(c->task, "single-label") != 0 && strcmp(c->task, "multi-label") != 0 && strcmp(c->task, "regression") != 0)
@@ -294,7 +309,14 @@ static int command_train(int argc, char **argv) {
       {"--label", ARGUMENT_TEXT, &c.label, "column of labels (label, sentiment or labels)"},
       {"--output-dir", ARGUMENT_TEXT, &c.output, "where the model is saved"},
       {"--overwrite", ARGUMENT_FLAG, &c.overwrite, "even if a run is there"},
-      {"--method", ARGUMENT_TEXT, &c.method, "full, or head: only what stands outside the base model (full)"},
+      SELECTION_OPTIONS(c.chosen),
+      {"--reinit-layers", ARGUMENT_INTEGER, &c.reinitialize, "give the top N layers new random weights first (0)"},
+      {"--layer-decay", ARGUMENT_NUMBER, &c.layer_decay, "learning rate times this for each layer further down (1)"},
+      {"--unfreeze-per-epoch", ARGUMENT_INTEGER, &c.unfreeze_per_epoch,
+       "train the head alone in epoch 1, then N layers more each epoch, from the top (0: all at once)"},
+      {"--cache", ARGUMENT_FLAG, &c.cache, "run what is frozen once, without dropout, and keep its output"},
+      {"--no-cache", ARGUMENT_FLAG, &c.no_cache, "do not (the default but for --method head)"},
+      {"--cache-memory", ARGUMENT_INTEGER, &c.cache_memory, "MiB; a larger cache is a temporary file (1024)"},
       {"--task", ARGUMENT_TEXT, &c.task, "single-label, multi-label (labels written a;b) or regression"},
       {"--epochs", ARGUMENT_NUMBER, &c.epochs, "(3)"},
       {"--max-steps", ARGUMENT_INTEGER, &c.max_steps, "stop after so many steps (as the epochs say)"},
@@ -317,7 +339,8 @@ static int command_train(int argc, char **argv) {
       {"--jsonl", ARGUMENT_TEXT, &c.jsonl, "log of steps, evaluations and the end, a JSON object a line"},
       {"--quiet", ARGUMENT_FLAG, &c.quiet, "no progress on stderr"}};
   memset(&c, 0, sizeof c);
-  c.method = "full", c.task = "single-label", c.schedule = "linear", c.dtype = "fp32";
+  c.chosen = selection_default();
+  c.task = "single-label", c.schedule = "linear", c.dtype = "fp32";
   c.epochs = 3, c.batch_size = 16, c.accumulation = 1, c.seed = 42, c.weight_decay = 0.01, c.max_gradient_norm = 1;
   if (!arguments_parse(argc, argv, "ft train --model DIR --train FILE --output-dir OUT [options]", table,
                        ARGUMENTS_COUNT(table), &positional))
