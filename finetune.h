@@ -12449,7 +12449,7 @@ typedef struct ft__trainer {
   int64_t *order;  /* [rows]: this epoch's shuffle */
   int64_t *starts; /* [batches + 1]: batch i is order[starts[i] .. starts[i + 1]) */
   int64_t batches, steps_per_epoch, total_steps, warmup_steps, step;
-  double start_time, loss_sum;
+  double start_time, cache_seconds, loss_sum;
   int64_t tokens;  /* since start_time */
   int32_t *labels; /* [rows] of one batch, or NULL */
   float *targets;  /* [rows, C] of one batch, or NULL */
@@ -12607,12 +12607,14 @@ static ft_status ft__train_batch(ft__trainer *t, int64_t index, int64_t micro_ba
 
 static ft_status ft__report(ft__trainer *t, ft_train_progress *progress) {
   char message[80];
+  double steps; /* seconds of steps and evaluations */
   progress->step = t->step;
   progress->total_steps = t->total_steps;
   progress->epoch = (double)t->step / (double)t->steps_per_epoch;
   progress->seconds = ft_seconds() - t->start_time;
-  progress->seconds_left = progress->seconds / (double)t->step * (double)(t->total_steps - t->step);
-  progress->tokens_per_second = progress->seconds > 0 ? (double)t->tokens / progress->seconds : 0;
+  steps = progress->seconds - t->cache_seconds;
+  progress->seconds_left = steps / (double)t->step * (double)(t->total_steps - t->step);
+  progress->tokens_per_second = steps > 0 ? (double)t->tokens / steps : 0;
   if (!t->options.progress || t->options.progress(t->options.user_data, progress)) return FT_OK;
   snprintf(message, sizeof message, "stopped at step %lld by the progress callback", (long long)t->step);
   return ft_error_set(t->context, FT_ERROR_STOPPED, message);
@@ -12672,6 +12674,7 @@ static ft_status ft__train_epochs(ft__trainer *t) {
   int64_t epoch, batch;
   t->start_time = ft_seconds();
   if (t->options.cache_frozen) status = ft__train_cache(t);
+  t->cache_seconds = ft_seconds() - t->start_time;
   for (epoch = 0; status == FT_OK && t->step < t->total_steps; ++epoch) {
     ft__plan_epoch(t, epoch);
     status = ft__train_unfreeze(t, epoch);
