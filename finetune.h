@@ -569,7 +569,7 @@ typedef struct ft_model_options {
   int labels;                     /* 0: the file's (id2label), else 2 */
   const char *const *label_names; /* [labels]; NULL: the file's, else LABEL_0, ... */
   ft_task task;                   /* FT_TASK_AUTO: the file's problem_type, else single label (regression for 1) */
-  int head_size;                  /* another width for the dense layer before the classifier: it is then made anew */
+  int head_size;                  /* over texts: another width of the dense layer before the classifier, made anew */
   ft_unary head_activation;       /* and another activation; 0: the family's */
   uint64_t seed;                  /* for newly initialised parts; default 42 */
   bool from_config;               /* take no weights from files: every parameter newly initialised */
@@ -643,9 +643,10 @@ FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_t
                                 const float *targets, double divisor);
 
 /* ---------------------------------------------------------------------------------------------------------------------
-   >>features: what the frozen parts of a model make of a dataset's texts, computed once for all epochs. The frozen parts
-   run without dropout. Where the training has none either, results are those without features, bit for bit (except that
-   the processor sums products of at most 32 rows in another order: batches of so few tokens differ in the last bit). */
+   >>features: what the frozen parts of a model make of a dataset's texts, computed once for all epochs. They run without
+   dropout. Where training has none either, results are those without features, bit for bit; but products of at most 32
+   rows are summed in another order, so that batches of so few tokens may differ in the last bits, as all may under
+   -Ofast. */
 
 typedef struct ft_features_options { /* NULL instead of one: all defaults */
   int64_t memory_limit;              /* bytes; more than this goes into a temporary file; 0: 1 GiB; negative: a file */
@@ -2720,7 +2721,7 @@ static ft_status ft__directory_create(ft_context *context, const char *path) {
   return status;
 }
 
-/* A file for this process alone, which goes away when it is closed or the process ends. NULL directory: the system's. */
+/* A file for this process alone that goes away when it is closed or the process ends. NULL directory: the system's. */
 static FILE *ft__file_temporary(ft_context *context, const char *directory) {
   FILE *file = NULL;
 #ifdef _WIN32
@@ -10691,6 +10692,11 @@ static bool ft__config_head(ft_context *context, ft_model *model, const ft_model
               "%s: \"tie_word_embeddings\" is false, but the decoder is the word embeddings", file);
     return false;
   }
+  if ((options->head_size > 0 || options->head_activation != FT_IDENTITY) &&
+      (masked || config->task == FT_TASK_TOKENS)) {
+    ft__error(context, FT_ERROR_ARGUMENT, "%s: head_size and head_activation are for a head over texts", file);
+    return false;
+  }
   if (masked) return true;
   if (ft_json_get(json, "head_activation") &&
       !ft__config_activation(context, json, file, "head_activation", &config->head_activation))
@@ -12334,8 +12340,8 @@ FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *sna
 /* =====================================================================================================================
    >>frozen features
 
-   With parts 0 .. p - 1 of the model frozen, its output is g(f(text)) where only g changes. f(text) is computed once per
-   text, without dropout, and kept: [tokens, H], or [rows, H] where g reads nothing but each text's first token. An epoch
+   With the lowest parts of the model frozen, its output is g(f(text)), and only g changes. f(text) is computed once for
+   each text, without dropout, and kept: [tokens, H], or [rows, H] where g reads each text's first token alone. An epoch
    then costs no more than g. */
 
 static bool ft__only_first_tokens(const ft_model *model) {

@@ -190,6 +190,10 @@ static void test_other_head(void) {
     two_logits(context, loaded, found);
     CHECK(memcmp(expected, found, sizeof found) == 0);
     ft_model_free(model), ft_model_free(other), ft_model_free(loaded);
+    options.task =
+        family % 2 ? FT_TASK_TOKENS : FT_TASK_MASKED; /* no dense layer there, or one tied to the embeddings */
+    CHECK(ft_model_load(context, directory, &options) == NULL);
+    CHECK(strstr(ft_error_message(context), "for a head over texts"));
   }
   ft_context_free(context);
 }

@@ -12,7 +12,7 @@ typedef struct selection {
 /* clang-format off */
 #define SELECTION_OPTIONS(s) \
       {"--method", ARGUMENT_TEXT, &(s).method, "full, or head: only what stands outside the base model (full)"}, \
-      {"--freeze", ARGUMENT_LIST, &(s).patterns, "parameters whose names match do not train: * any characters, ? one"}, \
+      {"--freeze", ARGUMENT_LIST, &(s).patterns, "parameters of matching names do not train: * any characters, ? one"}, \
       {"--unfreeze", ARGUMENT_LIST, &(s).patterns, "they do; all --freeze and --unfreeze are applied in their order"}, \
       {"--head-size", ARGUMENT_INTEGER, &(s).head_size, "another width of the dense layer before the classifier"}, \
       {"--head-activation", ARGUMENT_TEXT, &(s).head_activation, "and another activation: gelu, relu, silu, tanh, ..."}
