@@ -486,6 +486,7 @@ static bool verify_run(verify_state *v) {
   float *curves;
   bool ok;
   if (steps < 1 || steps > 100000) return verify_fail(v, "wrong or missing", "losses");
+  memset(&options, 0, sizeof options);
   options.beta1 = verify_number(v, "beta1", 0.9);
   options.beta2 = verify_number(v, "beta2", 0.999);
   options.epsilon = verify_number(v, "eps", 1e-8);
