@@ -643,10 +643,10 @@ FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_t
                                 const float *targets, double divisor);
 
 /* ---------------------------------------------------------------------------------------------------------------------
-   >>features: what the frozen parts of a model make of a dataset's texts, computed once for all epochs. They run without
-   dropout. Where training has none either, results are those without features, bit for bit; but products of at most 32
-   rows are summed in another order, so that batches of so few tokens may differ in the last bits, as all may under
-   -Ofast. */
+   >>features: what the frozen parts of a model make of a dataset's texts, computed once for all epochs. They run
+   without dropout. Where training has none either, results are those without features, bit for bit; but products of at
+   most 32 rows are summed in another order, so that batches of so few tokens may differ in the last bits, as all may
+   under -Ofast. */
 
 typedef struct ft_features_options { /* NULL instead of one: all defaults */
   int64_t memory_limit;              /* bytes; more than this goes into a temporary file; 0: 1 GiB; negative: a file */
@@ -656,8 +656,8 @@ typedef struct ft_features_options { /* NULL instead of one: all defaults */
 
 /* Runs the parts that ft_model_frozen_parts counts on all texts. Of each text every token's state is kept, [tokens, H];
    where all layers are frozen and the head is over texts, the first token's alone, [rows, H]. The size goes to the log
-   first. The file has no name, or one that goes away with it. Fails when nothing is frozen, when memory or the disk is
-   short. One thread at a time may use features that are in a file. */
+   first, then every ten seconds how far it is. The file has no name, or one that goes away with it. Fails when nothing
+   is frozen, when memory or the disk is short. One thread at a time may use features that are in a file. */
 FT_API ft_features *ft_features_create(ft_context *context, const ft_model *model, const ft_encoded *encoded,
                                        const ft_features_options *options);
 FT_API int64_t ft_features_bytes(const ft_model *model, const ft_encoded *encoded); /* what _create would keep */
@@ -12363,14 +12363,26 @@ FT_API void ft_features_free(ft_features *features) {
   ft__release(features->owner, features);
 }
 
+typedef struct ft__features_job {
+  ft_features *features;
+  int64_t tokens, done;
+  double reported; /* when the log was told last */
+} ft__features_job;
+
 static ft_status ft__visit_features(ft_context *context, void *argument, const ft_batch *batch, const int64_t *rows,
                                     const ft_output *output) {
-  const ft_features *features = (const ft_features *)argument;
+  ft__features_job *job = (ft__features_job *)argument;
+  const ft_features *features = job->features;
   ft_real *values = (ft_real *)ft__arena_allocate(context, &context->host_arena, ft__tensor_bytes(output->hidden));
   ft_status status = values ? ft_tensor_read(context, output->hidden, values) : context->status;
   int64_t i;
   for (i = 0; status == FT_OK && i < batch->texts; ++i)
     status = ft__features_move(context, features, rows[i], NULL, values + batch->offsets[i] * features->columns);
+  job->done += batch->tokens;
+  if (ft_seconds() - job->reported < 10) return status;
+  ft__log(context, FT_LOG_INFO, "%.0f %% of the texts' tokens are done",
+          100.0 * (double)job->done / (double)job->tokens);
+  job->reported = ft_seconds();
   return status;
 }
 
@@ -12396,6 +12408,7 @@ FT_API ft_features *ft_features_create(ft_context *context, const ft_model *mode
   ft_features_options none;
   ft_forward_options forward;
   ft_scoring_options scoring;
+  ft__features_job job;
   ft_features *features;
   if (!model || !encoded) return (ft_features *)ft__null_argument(context, "features need a model and encoded texts");
   memset(&none, 0, sizeof none);
@@ -12413,8 +12426,12 @@ FT_API ft_features *ft_features_create(ft_context *context, const ft_model *mode
   features->first_tokens = ft__only_first_tokens(model);
   features->rows = encoded->rows;
   features->columns = model->config.hidden_size;
+  job.features = features;
+  job.tokens = encoded->offsets[encoded->rows];
+  job.done = 0;
+  job.reported = ft_seconds();
   if (ft__features_reserve(context, features, encoded, ft_features_bytes(model, encoded), options) &&
-      ft__run_over(context, model, encoded, &scoring, forward, ft__visit_features, features) == FT_OK)
+      ft__run_over(context, model, encoded, &scoring, forward, ft__visit_features, &job) == FT_OK)
     return features;
   ft_features_free(features);
   return NULL;
