@@ -289,8 +289,8 @@ static void train_and_save(bool far_memory, const char *golden, const char *dire
   ft_context *context = new_context(far_memory);
   ft_model *model = small_model(context, golden, 0.2);
   ft_adamw_options adamw = {0, 0, 0, 0.01, 0};
-  ft_optimizer *optimizer = ft_optimizer_create(context, model, &adamw);
-  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL};
+  ft_optimizer *optimizer = ft_optimizer_create(context, model, NULL, &adamw);
+  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL, NULL};
   ft_batch batch;
   ft_output output;
   int step;

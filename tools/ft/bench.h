@@ -143,7 +143,7 @@ static bool bench_load(bench_state *s, const char *config, const char *tokenizer
   s->tokenizer = s->model ? ft_tokenizer_load(s->context, tokenizer ? tokenizer : directory) : NULL;
   s->dataset = s->tokenizer ? ft_dataset_read(s->context, csv, &data) : NULL;
   s->encoded = s->dataset ? ft_dataset_encode(s->context, s->dataset, s->tokenizer, (int)s->max_length) : NULL;
-  if (s->encoded && s->training) s->optimizer = ft_optimizer_create(s->context, s->model, &adamw);
+  if (s->encoded && s->training) s->optimizer = ft_optimizer_create(s->context, s->model, NULL, &adamw);
   return s->encoded && (s->optimizer || !s->training);
 }
 

@@ -195,7 +195,7 @@ static bool train_run(train_command *c, ft_train_result *result) {
   options.layer_decay = c->layer_decay;
   options.unfreeze_layers_per_epoch = (int)c->unfreeze_per_epoch;
   options.cache_frozen =
-      c->cache || (selection_is_head(&c->chosen) && !c->no_cache && ft_model_frozen_parts(c->network) > 0);
+      c->cache || (selection_is_head(&c->chosen) && !c->no_cache && ft_model_frozen_parts(c->network, NULL) > 0);
   options.cache_memory_limit = c->cache_memory * 1048576;
   options.progress = train_progress;
   options.user_data = c;
