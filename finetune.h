@@ -12713,6 +12713,14 @@ FT_API ft_adapter *ft_adapter_load(ft_context *context, const ft_model *model, c
   return adapter;
 }
 
+/* PEFT wants whole numbers without a point. */
+static void ft__append_amount(ft__string *out, double number) {
+  if (number == floor(number) && fabs(number) < 1e15)
+    ft__append_format(out, "%.0f", number);
+  else
+    ft__append_number(out, number);
+}
+
 /* Adds the path to a list that is being written. */
 static void ft__append_path(ft__string *out, const ft_model *model, const char *path, int64_t *count) {
   if (!model->has_head) path = ft__inner_path(model, path);
@@ -12760,7 +12768,7 @@ static void ft__append_pattern(ft__string *out, const ft_model *model, const ft_
     ft__module_path(model->modules[i], path);
     ft__append_path(out, model, path, &count);
     ft__append(out, ": ");
-    ft__append_number(out, number);
+    ft__append_amount(out, number);
   }
   ft__append(out, "}");
 }
@@ -12784,7 +12792,7 @@ static void ft__append_adapter_config(ft__string *out, const ft_model *model, co
   ft__append_format(out, ",\n  \"bias\": \"%s\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true",
                     adapter->bias);
   ft__append(out, ",\n  \"init_lora_weights\": true,\n  \"lora_alpha\": ");
-  ft__append_number(out, adapter->alpha);
+  ft__append_amount(out, adapter->alpha);
   ft__append(out, ",\n  \"lora_dropout\": ");
   ft__append_number(out, adapter->dropout);
   ft__append(out, ",\n  \"modules_to_save\": [");
