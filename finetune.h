@@ -685,8 +685,8 @@ typedef struct ft_adapter_options {
      for whole names such as "bert.encoder.layer.0.attention.self.query"; or patterns that begin with *, "*.0.*.query".
      NULL: query and value of all layers. */
   const char *targets;
-  const char *modules_to_save; /* "pooler,..": further modules to train whole. The head always is: PEFT's "classifier",
-                                  names by their end */
+  const char *modules_to_save; /* "pooler,..": further modules to train whole, names by their end. The head always is
+                                  trained whole, and so is what the model's files lacked, such as a pooler */
   bool rslora;                 /* scaled by alpha / sqrt(r) (Kalajdzievski 2023) */
   bool dora;                   /* magnitude and direction apart (Liu et al. 2024) */
   uint64_t seed;               /* 0: 42 */
@@ -12285,6 +12285,12 @@ static const ft_parameter *ft__any_parameter(const ft_model *model, const ft_ada
   return index < ft_adapter_parameter_count(adapter) ? ft_adapter_parameter(adapter, index) : NULL;
 }
 
+static const ft_parameter *ft__parameter_of(const ft_model *model, const ft_tensor *tensor) {
+  int64_t i = 0;
+  while (model->parameters[i].tensor != tensor) ++i;
+  return &model->parameters[i];
+}
+
 typedef struct ft__adapter_builder { /* what making an adapter takes */
   ft_context *context;
   const ft_model *model;
@@ -12336,15 +12342,14 @@ static ft_tensor *ft__adapter_add(ft__adapter_builder *b, const ft__module *modu
   const ft_safetensors_entry *entry;
   ft_parameter *parameter;
   char full[300];
-  int64_t shape[2], i;
+  int64_t shape[2];
   shape[0] = rows, shape[1] = columns;
   snprintf(full, sizeof full, "base_model.model.%s", b->model->has_head ? path : ft__inner_path(b->model, path));
   parameter = ft__list_parameter(context, &adapter->parameters, &adapter->parameter_count, &adapter->parameter_capacity,
                                  full, suffix, dimensions, shape);
   if (!parameter) return NULL;
   parameter->decays = !ft__ends_with(suffix, "bias") && module->kind != FT__NORM;
-  for (i = 0; i < b->model->parameter_count; ++i)
-    if (b->model->parameters[i].tensor == module->weight) parameter->layer = b->model->parameters[i].layer;
+  parameter->layer = ft__parameter_of(b->model, module->weight)->layer;
   if (b->file) {
     if (!(entry = ft__adapter_entry(b, path, suffix))) {
       ft__error(context, FT_ERROR_FORMAT, "%s: adapter_model.safetensors lacks %s", b->directory, parameter->name);
@@ -12402,16 +12407,24 @@ static bool ft__adapt_linear(ft__adapter_builder *b, const ft__module *module, c
   return change->b != NULL;
 }
 
+/* Did the model's files lack the module, so that it is new and random? Without a copy of it nobody could use the
+   adapter. Of a model that is new as a whole this does not help. */
+static bool ft__is_new(const ft_model *model, const ft__module *module) {
+  return ft__parameter_of(model, model->words.weight)->loaded && !ft__parameter_of(model, module->weight)->loaded;
+}
+
 /* Decides what the adapter does to a module, and makes or reads its parameters. */
 static bool ft__adapt_module(ft__adapter_builder *b, const ft__module *module) {
   ft__adaptation *change = &b->adapter->modules[module->number];
   const ft_tensor *weight = module->weight, *bias = module->bias;
   bool all_biases = strcmp(b->adapter->bias, "all") == 0, some_biases = strcmp(b->adapter->bias, "none") != 0;
   bool is_target, is_tied = b->model->config.task == FT_TASK_MASKED && b->model->has_head;
+  bool is_saved;
   char path[256];
   ft__module_path(module, path);
-  if (ft__is_saved(&b->selection, path)) {
-    if (is_tied && (module == &b->model->words || !ft__in_base_model(b->model, path))) {
+  is_saved = ft__is_saved(&b->selection, path);
+  if (is_saved || (!b->file && ft__is_new(b->model, module))) {
+    if (is_saved && is_tied && (module == &b->model->words || !ft__in_base_model(b->model, path))) {
       ft__error(b->context, FT_ERROR_UNSUPPORTED,
                 "%s: %s is tied to the word embeddings: it cannot be in modules_to_save", b->selection.file, path);
       return false;
@@ -12549,6 +12562,31 @@ static void ft__log_unused(const ft__adapter_builder *b) {
             b->directory, (long long)unused);
 }
 
+/* A name in modules_to_save without effect is more likely misspelt than meant; PEFT's names of heads are not. */
+static bool ft__check_saved(const ft__adapter_builder *b) {
+  const ft_json *saved = b->selection.saved, *name;
+  char path[256];
+  int64_t i;
+  for (name = saved ? saved->child : NULL; name; name = name->next) {
+    ft_json only = *name, list = *saved;
+    ft__selection selection;
+    bool found = strcmp(name->string, "classifier") == 0 || strcmp(name->string, "score") == 0;
+    memset(&selection, 0, sizeof selection);
+    only.next = NULL;
+    list.child = &only;
+    selection.saved = &list;
+    for (i = 0; i < b->model->module_count && !found; ++i) {
+      ft__module_path(b->model->modules[i], path);
+      found = ft__is_saved(&selection, path);
+    }
+    if (found) continue;
+    ft__error(b->context, FT_ERROR_ARGUMENT, "no module of the model has the name \"%.100s\" in modules_to_save",
+              name->string);
+    return false;
+  }
+  return true;
+}
+
 /* Makes an adapter by a configuration; its values are the file's, or with file NULL new. */
 static ft_adapter *ft__adapter_build(ft_context *context, const ft_model *model, const ft_json *json, const char *name,
                                      ft_safetensors *file, const char *directory, uint64_t seed) {
@@ -12563,7 +12601,7 @@ static ft_adapter *ft__adapter_build(ft_context *context, const ft_model *model,
   b.adapter->module_count = model->module_count;
   b.adapter->modules =
       (ft__adaptation *)ft__allocate_zero(context, (size_t)model->module_count * sizeof *b.adapter->modules);
-  ok = b.adapter->modules && ft__adapter_config(&b, json);
+  ok = b.adapter->modules && ft__adapter_config(&b, json) && (file || ft__check_saved(&b));
   for (i = 0; ok && i < model->module_count; ++i) {
     ok = ft__adapt_module(&b, model->modules[i]);
     any = any || b.adapter->modules[i].a;
