@@ -83,14 +83,14 @@ static ft_adapter *make(const ft_model *model, const char *targets, const char *
   return ft_adapter_create(context, model, &options);
 }
 
-/* Random values in all of an adapter's tensors, so that it changes something. */
+/* Random values, as a file holds them, in all of an adapter's tensors, so that it changes something. */
 static void fill(ft_adapter *adapter, uint64_t seed) {
   int64_t i, k;
   for (i = 0; i < ft_adapter_parameter_count(adapter); ++i) {
     ft_tensor *tensor = ft_adapter_parameter(adapter, i)->tensor;
     ft_real *values = ft__values_of(context, tensor);
     for (k = 0; k < ft_tensor_count(tensor); ++k)
-      values[k] += (ft_real)(0.1 * ft__random_normal(seed, (uint32_t)i, (uint64_t)k));
+      values[k] = (ft_real)(float)((double)values[k] + 0.1 * ft__random_normal(seed, (uint32_t)i, (uint64_t)k));
     CHECK(ft_tensor_write(context, tensor, values) == FT_OK);
     ft__release(context, values);
   }
