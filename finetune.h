@@ -10627,7 +10627,7 @@ struct ft_model {
 typedef struct ft__adaptation {       /* what an adapter changes in one module (see >>adapters); NULL: nothing */
   ft_tensor *weight, *bias;           /* in place of the model's own */
   ft_tensor *a, *b, *magnitude;       /* the low-rank update, [r, in] and [out, r]; DoRA's magnitude [out] */
-  double alpha, scale;                /* of the update */
+  double scale;                       /* of the update */
   ft_tensor *kept_weight, *kept_bias; /* while merged: what the model had there */
 } ft__adaptation;
 
@@ -10637,11 +10637,10 @@ struct ft_adapter {
   int64_t module_count;
   ft_parameter *parameters;
   int64_t parameter_count, parameter_capacity;
-  int rank;
-  double alpha, dropout;
-  bool rslora, dora;
+  double dropout;         /* of what the updates read */
   const ft_model *merged; /* the model that it is merged into, or NULL */
-  const char *bias;       /* PEFT's: "none", "all", "lora_only" */
+  ft_json *config;        /* adapter_config.json as read, or as the options say it */
+  bool inner;             /* paths lack the base model's prefix: it is for an encoder without a head */
 };
 
 /* ---- config.json ---- */
@@ -11416,11 +11415,17 @@ FT_API int64_t ft_model_train_matching(ft_model *model, const char *pattern, boo
   return matched;
 }
 
-FT_API int ft_model_frozen_parts(const ft_model *model, const ft_adapter *adapter) {
-  int parts = model->config.layers + 1;
+/* The lowest part that the adapter (or NULL) changes; `parts` if it is none below. */
+static int ft__adapter_lowest(const ft_adapter *adapter, int parts) {
   int64_t i;
   for (i = 0; adapter && i < adapter->parameter_count; ++i)
     if (adapter->parameters[i].layer < parts) parts = adapter->parameters[i].layer;
+  return parts;
+}
+
+FT_API int ft_model_frozen_parts(const ft_model *model, const ft_adapter *adapter) {
+  int parts = ft__adapter_lowest(adapter, model->config.layers + 1);
+  int64_t i;
   for (i = 0; i < model->parameter_count; ++i)
     if (model->parameters[i].tensor->requires_gradient && model->parameters[i].layer < parts)
       parts = model->parameters[i].layer;
@@ -11665,7 +11670,7 @@ static ft_status ft__upload_batch(ft_context *context, const ft_batch *batch, co
 }
 
 static const ft__adaptation *ft__adaptation_of(const ft__forward *run, const ft__module *module) {
-  static const ft__adaptation none = {NULL, NULL, NULL, NULL, NULL, 0, 0, NULL, NULL};
+  static const ft__adaptation none = {NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL};
   return run->adapter && module->weight ? &run->adapter->modules[module->number] : &none;
 }
 
@@ -11859,6 +11864,8 @@ static ft_status ft__check_parts(ft_context *context, const ft_model *model, con
   if (features->columns != model->config.hidden_size || features->parts > parts || !options->feature_rows ||
       (features->first_tokens && !ft__is_over_texts(model)))
     return ft__error(context, FT_ERROR_ARGUMENT, "the features were made by another model, or feature_rows is missing");
+  if (ft__adapter_lowest(options->adapter, parts) < features->parts)
+    return ft__error(context, FT_ERROR_ARGUMENT, "the features are the output of parts that the adapter changes");
   if (context->no_grad == 0 && frozen < features->parts)
     return ft__error(context, FT_ERROR_ARGUMENT,
                      "the features are the output of the model's lowest %d parts, but only %d of them are frozen",
@@ -11980,27 +11987,20 @@ static bool ft__regex_fail(ft__regex *regex, const char *problem) {
   return false;
 }
 
-/* Whether a character belongs to \d, \w, \s, their complements, or is an escaped sign. */
+/* Whether a character belongs to \d, \w, \s, in capitals to their complements, or is an escaped sign. */
 static bool ft__regex_escaped(ft__regex *regex, char escape, char c) {
-  bool digit = c >= '0' && c <= '9', letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-  switch (escape) {
-    case 'd':
-      return digit;
-    case 'D':
-      return !digit;
-    case 'w':
-      return digit || letter || c == '_';
-    case 'W':
-      return !digit && !letter && c != '_';
-    case 's':
-      return c == ' ' || (c >= 9 && c <= 13);
-    case 'S':
-      return c != ' ' && (c < 9 || c > 13);
-    default:
-      if (escape == 0 || ft__regex_escaped(regex, 'w', escape))
-        return ft__regex_fail(regex, "an escape other than \\d, \\w, \\s, \\D, \\W, \\S or a sign");
-      return c == escape;
+  bool digit = c >= '0' && c <= '9', member = digit;
+  char kind = (char)(escape | 32);
+  if (kind == 'w')
+    member = digit || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+  else if (kind == 's')
+    member = c == ' ' || (c >= 9 && c <= 13);
+  else if (kind != 'd') {
+    if (escape == 0 || ft__regex_escaped(regex, 'w', escape))
+      return ft__regex_fail(regex, "an escape other than \\d, \\w, \\s, \\D, \\W, \\S or a sign");
+    return c == escape;
   }
+  return member != (escape != kind);
 }
 
 /* One sign or class of signs at `at`, against c; *end is where it ends. */
@@ -12133,37 +12133,28 @@ static ft_status ft__regex_match(ft_context *context, const char *pattern, const
 
 /* ---- which modules ---- */
 
-/* What selects modules, from the options or adapter_config.json. The lists are JSON: strings, arrays of strings, or
-   objects of numbers by pattern; NULL where there is none. */
+/* What selects modules. The lists are adapter_config.json's: strings, arrays of strings, or objects of numbers by
+   pattern; NULL where there is none. */
 typedef struct ft__selection {
   const char *file; /* for messages */
   const ft_json *targets, *excluded, *saved, *layers, *layers_pattern, *ranks, *alphas;
   bool saves_head; /* and "classifier" and "score" */
 } ft__selection;
 
-/* A module's path is its weight's name without ".weight"; path has 256 bytes. */
-static void ft__module_path(const ft__module *module, char *path) {
-  snprintf(path, 256, "%.*s", (int)(strlen(module->weight->name) - strlen(".weight")), module->weight->name);
+/* Is the path, or that of a module around it, one that ends so? */
+static bool ft__is_within(const char *path, const char *end) {
+  size_t length = strlen(end);
+  for (path = strstr(path, end); path && length; path = strstr(path + 1, end))
+    if (path[length] == 0 || path[length] == '.') return true;
+  return false;
 }
 
-/* The path within the base model alone: where an adapter was made for an encoder without a head. */
-static const char *ft__inner_path(const ft_model *model, const char *path) {
-  return ft__in_base_model(model, path) ? path + strlen(model->family->prefix) : path;
-}
-
-/* Is the path, or that of a module around it, one whose end is listed? */
 static bool ft__is_saved(const ft__selection *selection, const char *path) {
-  char around[256];
   const ft_json *end;
-  snprintf(around, sizeof around, "%s", path);
-  for (;;) {
-    char *dot = strrchr(around, '.');
-    if (selection->saves_head && (ft__ends_with(around, "classifier") || ft__ends_with(around, "score"))) return true;
-    for (end = selection->saved ? selection->saved->child : NULL; end; end = end->next)
-      if (end->string_length && ft__ends_with(around, end->string)) return true;
-    if (!dot) return false;
-    *dot = 0;
-  }
+  if (selection->saves_head && (ft__is_within(path, "classifier") || ft__is_within(path, "score"))) return true;
+  for (end = selection->saved ? selection->saved->child : NULL; end; end = end->next)
+    if (ft__is_within(path, end->string)) return true;
+  return false;
 }
 
 /* PEFT's layer number of a path: the first number between dots that has two names before it, or one that matches
@@ -12233,7 +12224,7 @@ static bool ft__same_text(const char *a, const char *b) { /* but for the case of
   return *a == *b;
 }
 
-/* Does the module at path get an update? Paths are tried as they are and without the base model's prefix. */
+/* Does the module at path get an update? */
 static ft_status ft__is_target(ft_context *context, const ft__selection *selection, const char *path, bool is_linear,
                                bool *is_target) {
   bool exactly, found;
@@ -12296,19 +12287,26 @@ typedef struct ft__adapter_builder { /* what making an adapter takes */
   const ft_model *model;
   ft_adapter *adapter;
   ft__selection selection;
-  ft_safetensors *file; /* NULL: it is made anew */
+  int rank; /* where no pattern says otherwise */
+  double alpha;
+  bool rslora, dora, all_biases, target_biases; /* the last: those of the targets */
+  ft_safetensors *file;                         /* NULL: it is made anew */
   const char *directory;
   uint64_t seed;
 } ft__adapter_builder;
 
-/* The file's tensor base_model.model.PATH + suffix, where PATH may lack the base model's prefix; or NULL. */
+/* A module's path in an adapter's configuration and files; path has 256 bytes. */
+static void ft__adapter_path(const ft_model *model, const ft_adapter *adapter, const ft__module *module, char *path) {
+  const char *name = module->weight->name;
+  if (adapter->inner && ft__in_base_model(model, name)) name += strlen(model->family->prefix);
+  snprintf(path, 256, "%.*s", (int)(strlen(name) - strlen(".weight")), name);
+}
+
+/* The file's tensor base_model.model.PATH + suffix, or NULL. */
 static const ft_safetensors_entry *ft__adapter_entry(const ft__adapter_builder *b, const char *path,
                                                      const char *suffix) {
-  const ft_safetensors_entry *entry;
   char name[400];
   snprintf(name, sizeof name, "base_model.model.%s%s", path, suffix);
-  if ((entry = ft_safetensors_find(b->file, name)) != NULL) return entry;
-  snprintf(name, sizeof name, "base_model.model.%s%s", ft__inner_path(b->model, path), suffix);
   return ft_safetensors_find(b->file, name);
 }
 
@@ -12344,7 +12342,7 @@ static ft_tensor *ft__adapter_add(ft__adapter_builder *b, const ft__module *modu
   char full[300];
   int64_t shape[2];
   shape[0] = rows, shape[1] = columns;
-  snprintf(full, sizeof full, "base_model.model.%s", b->model->has_head ? path : ft__inner_path(b->model, path));
+  snprintf(full, sizeof full, "base_model.model.%s", path);
   parameter = ft__list_parameter(context, &adapter->parameters, &adapter->parameter_count, &adapter->parameter_capacity,
                                  full, suffix, dimensions, shape);
   if (!parameter) return NULL;
@@ -12382,29 +12380,24 @@ static ft_status ft__write_row_norms(ft_context *context, const ft_tensor *weigh
 
 /* Gives a module its low-rank update. */
 static bool ft__adapt_linear(ft__adapter_builder *b, const ft__module *module, const char *path) {
-  ft_adapter *adapter = b->adapter;
-  ft__adaptation *change = &adapter->modules[module->number];
+  ft__adaptation *change = &b->adapter->modules[module->number];
   int64_t out = module->weight->shape[0], in = module->weight->shape[1];
-  double rank = adapter->rank;
-  change->alpha = adapter->alpha;
+  double rank = b->rank, alpha = b->alpha;
   if (ft__pattern_number(b->context, b->selection.ranks, path, &rank) != FT_OK ||
-      ft__pattern_number(b->context, b->selection.alphas, path, &change->alpha) != FT_OK)
+      ft__pattern_number(b->context, b->selection.alphas, path, &alpha) != FT_OK)
     return false;
   if (!(rank >= 1 && rank <= FT__MAX_RANK && rank == floor(rank))) {
     ft__error(b->context, FT_ERROR_ARGUMENT, "%s: the rank of %s is %g: it must be a whole number from 1 to %d",
               b->selection.file, path, rank, FT__MAX_RANK);
     return false;
   }
-  change->scale = change->alpha / (adapter->rslora ? sqrt(rank) : rank);
+  change->scale = alpha / (b->rslora ? sqrt(rank) : rank);
   change->a = ft__adapter_add(b, module, path, ".lora_A.weight", 2, (int64_t)rank, in, NULL, 1 / sqrt((double)in));
   if (change->a) change->b = ft__adapter_add(b, module, path, ".lora_B.weight", 2, out, (int64_t)rank, NULL, 0);
-  if (change->b && adapter->dora) {
-    change->magnitude = ft__adapter_add(b, module, path, ".lora_magnitude_vector", 1, out, 0, NULL, 0);
-    if (!change->magnitude) return false;
-    if (!b->file && !b->model->shapes_only)
-      return ft__write_row_norms(b->context, module->weight, change->magnitude) == FT_OK;
-  }
-  return change->b != NULL;
+  if (!change->b || !b->dora) return change->b != NULL;
+  change->magnitude = ft__adapter_add(b, module, path, ".lora_magnitude_vector", 1, out, 0, NULL, 0);
+  return change->magnitude && (b->file || b->model->shapes_only ||
+                               ft__write_row_norms(b->context, module->weight, change->magnitude) == FT_OK);
 }
 
 /* Did the model's files lack the module, so that it is new and random? Without a copy of it nobody could use the
@@ -12413,26 +12406,31 @@ static bool ft__is_new(const ft_model *model, const ft__module *module) {
   return ft__parameter_of(model, model->words.weight)->loaded && !ft__parameter_of(model, module->weight)->loaded;
 }
 
+/* A copy of a module's bias, or of what stands in its place. */
+static bool ft__adapt_bias(ft__adapter_builder *b, const ft__module *module, const char *path, const char *suffix) {
+  ft__adaptation *change = &b->adapter->modules[module->number];
+  if (module->bias)
+    change->bias = ft__adapter_add(b, module, path, suffix, 1, module->bias->shape[0], 0, module->bias, 0);
+  return !module->bias || change->bias;
+}
+
 /* Decides what the adapter does to a module, and makes or reads its parameters. */
 static bool ft__adapt_module(ft__adapter_builder *b, const ft__module *module) {
   ft__adaptation *change = &b->adapter->modules[module->number];
-  const ft_tensor *weight = module->weight, *bias = module->bias;
-  bool all_biases = strcmp(b->adapter->bias, "all") == 0, some_biases = strcmp(b->adapter->bias, "none") != 0;
-  bool is_target, is_tied = b->model->config.task == FT_TASK_MASKED && b->model->has_head;
-  bool is_saved;
+  const ft_tensor *weight = module->weight;
+  bool is_target, is_saved, is_tied = b->model->config.task == FT_TASK_MASKED && b->model->has_head;
   char path[256];
-  ft__module_path(module, path);
+  ft__adapter_path(b->model, b->adapter, module, path);
   is_saved = ft__is_saved(&b->selection, path);
+  if (is_saved && is_tied && (module == &b->model->words || !ft__in_base_model(b->model, weight->name))) {
+    ft__error(b->context, FT_ERROR_UNSUPPORTED,
+              "%s: %s is tied to the word embeddings: it cannot be in modules_to_save", b->selection.file, path);
+    return false;
+  }
   if (is_saved || (!b->file && ft__is_new(b->model, module))) {
-    if (is_saved && is_tied && (module == &b->model->words || !ft__in_base_model(b->model, path))) {
-      ft__error(b->context, FT_ERROR_UNSUPPORTED,
-                "%s: %s is tied to the word embeddings: it cannot be in modules_to_save", b->selection.file, path);
-      return false;
-    }
     change->weight = ft__adapter_add(b, module, path, ".weight", weight->dimensions, weight->shape[0],
                                      weight->dimensions > 1 ? weight->shape[1] : 0, weight, 0);
-    if (change->weight && bias) change->bias = ft__adapter_add(b, module, path, ".bias", 1, bias->shape[0], 0, bias, 0);
-    return change->weight && (!bias || change->bias);
+    return change->weight && ft__adapt_bias(b, module, path, ".bias");
   }
   if (ft__is_target(b->context, &b->selection, path, module->kind == FT__LINEAR, &is_target) != FT_OK) return false;
   /* An encoder's pooler stands outside what an adapter made with a head knows. */
@@ -12440,10 +12438,8 @@ static bool ft__adapt_module(ft__adapter_builder *b, const ft__module *module) {
       !ft__adapter_entry(b, path, ".lora_A.weight"))
     is_target = false;
   if (is_target && !ft__adapt_linear(b, module, path)) return false;
-  if (bias && (all_biases || (some_biases && is_target)))
-    return (change->bias = ft__adapter_add(b, module, path, is_target ? ".base_layer.bias" : ".bias", 1, bias->shape[0],
-                                           0, bias, 0)) != NULL;
-  return true;
+  if (!b->all_biases && !(b->target_biases && is_target)) return true;
+  return ft__adapt_bias(b, module, path, is_target ? ".base_layer.bias" : ".bias");
 }
 
 /* ---- adapter_config.json ---- */
@@ -12507,6 +12503,11 @@ static bool ft__text_is(const ft_json *json, const char *key, const char *text) 
   return member && member->type == FT_JSON_STRING && strcmp(member->string, text) == 0;
 }
 
+/* PEFT adds "classifier" and "score" to modules_to_save for these tasks. */
+static bool ft__saves_head(const ft_json *config) {
+  return ft__text_is(config, "task_type", "SEQ_CLS") || ft__text_is(config, "task_type", "TOKEN_CLS");
+}
+
 static bool ft__adapter_lists(ft_context *context, const ft_json *json, ft__selection *s) {
   const ft_json_type array = FT_JSON_ARRAY, text = FT_JSON_STRING, number = FT_JSON_NUMBER;
   const char *file = s->file;
@@ -12522,36 +12523,45 @@ static bool ft__adapter_lists(ft_context *context, const ft_json *json, ft__sele
                          &s->alphas);
 }
 
-static bool ft__adapter_config(ft__adapter_builder *b, const ft_json *json) {
-  static const char *const biases[] = {"none", "all", "lora_only"};
+static bool ft__adapter_config(ft__adapter_builder *b) {
   ft_context *context = b->context;
-  ft_adapter *adapter = b->adapter;
   ft__selection *selection = &b->selection;
+  const ft_json *json = b->adapter->config;
   const char *file = selection->file;
-  int i;
   if (!ft__text_is(json, "peft_type", "LORA")) {
     ft__error(context, FT_ERROR_UNSUPPORTED, "%s: \"peft_type\" is not \"LORA\"", file);
     return false;
   }
-  adapter->bias = ft_json_get(json, "bias") ? NULL : biases[0];
-  for (i = 0; i < 3; ++i)
-    if (ft__text_is(json, "bias", biases[i])) adapter->bias = biases[i];
-  if (!adapter->bias || (strcmp(adapter->bias, "all") == 0 && b->model->config.task == FT_TASK_MASKED)) {
+  b->all_biases = ft__text_is(json, "bias", "all");
+  b->target_biases = ft__text_is(json, "bias", "lora_only");
+  if ((b->all_biases && b->model->config.task == FT_TASK_MASKED) ||
+      (!b->all_biases && !b->target_biases && !ft__text_is(json, "bias", "none") && ft_json_get(json, "bias"))) {
     ft__error(context, FT_ERROR_UNSUPPORTED, "%s: \"bias\" is none, lora_only or, but for masked language models, all",
               file);
     return false;
   }
   if (!ft__check_peft_options(context, json, file) || !ft__adapter_lists(context, json, selection) ||
-      !ft__config_optional_size(context, json, file, "r", FT__MAX_RANK, 8, &adapter->rank) ||
-      !ft__config_number(context, json, file, "lora_alpha", -1e6, 1e6, 8, &adapter->alpha) ||
-      !ft__config_number(context, json, file, "lora_dropout", 0, 0.999, 0, &adapter->dropout))
+      !ft__config_optional_size(context, json, file, "r", FT__MAX_RANK, 8, &b->rank) ||
+      !ft__config_number(context, json, file, "lora_alpha", -1e6, 1e6, 8, &b->alpha) ||
+      !ft__config_number(context, json, file, "lora_dropout", 0, 0.999, 0, &b->adapter->dropout))
     return false;
-  adapter->rslora = ft__config_flag(json, "use_rslora");
-  adapter->dora = ft__config_flag(json, "use_dora");
-  selection->saves_head = ft__text_is(json, "task_type", "SEQ_CLS") || ft__text_is(json, "task_type", "TOKEN_CLS");
+  b->rslora = ft__config_flag(json, "use_rslora");
+  b->dora = ft__config_flag(json, "use_dora");
+  selection->saves_head = ft__saves_head(json);
   if (selection->targets) return true;
   ft__error(context, FT_ERROR_FORMAT, "%s: \"target_modules\" is missing", file);
   return false;
+}
+
+/* Do the file's names lack the base model's prefix? */
+static bool ft__is_inner(const ft_model *model, const ft_safetensors *file) {
+  static const char start[] = "base_model.model.";
+  int64_t i;
+  for (i = 0; i < ft_safetensors_count(file); ++i) {
+    const char *name = ft_safetensors_at(file, i)->name;
+    if (strncmp(name, start, sizeof start - 1) == 0 && ft__in_base_model(model, name + sizeof start - 1)) return false;
+  }
+  return true;
 }
 
 /* The file's tensors that no parameter took, such as what PEFT writes twice, are for the log. */
@@ -12564,20 +12574,14 @@ static void ft__log_unused(const ft__adapter_builder *b) {
 
 /* A name in modules_to_save without effect is more likely misspelt than meant; PEFT's names of heads are not. */
 static bool ft__check_saved(const ft__adapter_builder *b) {
-  const ft_json *saved = b->selection.saved, *name;
-  char path[256];
+  const ft_json *name = b->selection.saved ? b->selection.saved->child : NULL;
   int64_t i;
-  for (name = saved ? saved->child : NULL; name; name = name->next) {
-    ft_json only = *name, list = *saved;
-    ft__selection selection;
+  char path[256];
+  for (; name; name = name->next) {
     bool found = strcmp(name->string, "classifier") == 0 || strcmp(name->string, "score") == 0;
-    memset(&selection, 0, sizeof selection);
-    only.next = NULL;
-    list.child = &only;
-    selection.saved = &list;
     for (i = 0; i < b->model->module_count && !found; ++i) {
-      ft__module_path(b->model->modules[i], path);
-      found = ft__is_saved(&selection, path);
+      ft__adapter_path(b->model, b->adapter, b->model->modules[i], path);
+      found = ft__is_within(path, name->string);
     }
     if (found) continue;
     ft__error(b->context, FT_ERROR_ARGUMENT, "no module of the model has the name \"%.100s\" in modules_to_save",
@@ -12587,30 +12591,35 @@ static bool ft__check_saved(const ft__adapter_builder *b) {
   return true;
 }
 
-/* Makes an adapter by a configuration; its values are the file's, or with file NULL new. */
-static ft_adapter *ft__adapter_build(ft_context *context, const ft_model *model, const ft_json *json, const char *name,
+/* Makes an adapter by a configuration, which becomes its; its values are the file's, or with file NULL new. */
+static ft_adapter *ft__adapter_build(ft_context *context, const ft_model *model, ft_json *config, const char *name,
                                      ft_safetensors *file, const char *directory, uint64_t seed) {
   ft__adapter_builder b;
+  ft_adapter *adapter = (ft_adapter *)ft__allocate_zero(context, sizeof *adapter);
   int64_t i;
   bool ok, any = false;
+  if (!adapter) {
+    ft_json_free(config);
+    return NULL;
+  }
   memset(&b, 0, sizeof b);
-  b.context = context, b.model = model, b.file = file, b.directory = directory, b.seed = seed;
+  b.context = context, b.model = model, b.adapter = adapter, b.file = file, b.directory = directory, b.seed = seed;
   b.selection.file = name;
-  if (!(b.adapter = (ft_adapter *)ft__allocate_zero(context, sizeof *b.adapter))) return NULL;
-  b.adapter->owner = context;
-  b.adapter->module_count = model->module_count;
-  b.adapter->modules =
-      (ft__adaptation *)ft__allocate_zero(context, (size_t)model->module_count * sizeof *b.adapter->modules);
-  ok = b.adapter->modules && ft__adapter_config(&b, json) && (file || ft__check_saved(&b));
+  adapter->owner = context;
+  adapter->config = config;
+  adapter->inner = file ? ft__is_inner(model, file) : !model->has_head;
+  adapter->module_count = model->module_count;
+  adapter->modules = (ft__adaptation *)ft__allocate_zero(context, (size_t)model->module_count * sizeof(ft__adaptation));
+  ok = adapter->modules && ft__adapter_config(&b) && (file || ft__check_saved(&b));
   for (i = 0; ok && i < model->module_count; ++i) {
     ok = ft__adapt_module(&b, model->modules[i]);
-    any = any || b.adapter->modules[i].a;
+    any = any || adapter->modules[i].a;
   }
   if (ok && !any)
     ok = ft__error(context, FT_ERROR_ARGUMENT, "%s: no linear layer of the model is a target", name) == FT_OK;
   if (ok && file) ft__log_unused(&b);
-  if (ok) return b.adapter;
-  ft_adapter_free(b.adapter);
+  if (ok) return adapter;
+  ft_adapter_free(adapter);
   return NULL;
 }
 
@@ -12622,6 +12631,7 @@ FT_API void ft_adapter_free(ft_adapter *adapter) {
     ft_tensor_free(adapter->modules[i].kept_bias);
   }
   ft__free_parameters(adapter->owner, adapter->parameters, adapter->parameter_count);
+  ft_json_free(adapter->config);
   ft__release(adapter->owner, adapter->modules);
   ft__release(adapter->owner, adapter);
 }
@@ -12674,6 +12684,7 @@ static const char *ft__task_type(const ft_model *model) {
 
 static void ft__append_options(ft__string *out, const ft_model *model, const ft_adapter_options *options) {
   const char *targets = options->targets;
+  double alpha = options->alpha != 0 ? options->alpha : 16;
   char usual[512];
   snprintf(usual, sizeof usual, "%.200s,%.200s", ft__last_name(model->family->query),
            ft__last_name(model->family->value));
@@ -12681,8 +12692,11 @@ static void ft__append_options(ft__string *out, const ft_model *model, const ft_
   ft__append_format(out, "{\"peft_type\": \"LORA\", \"task_type\": %s, \"r\": %d, \"use_rslora\": %s, \"use_dora\": %s",
                     ft__task_type(model), options->rank ? options->rank : 8, options->rslora ? "true" : "false",
                     options->dora ? "true" : "false");
-  ft__append(out, ", \"lora_alpha\": ");
-  ft__append_number(out, options->alpha != 0 ? options->alpha : 16);
+  ft__append(out, ", \"bias\": \"none\", \"lora_alpha\": ");
+  if (alpha == floor(alpha) && fabs(alpha) < 1e9) /* as PEFT writes it */
+    ft__append_format(out, "%.0f", alpha);
+  else
+    ft__append_number(out, alpha);
   ft__append(out, ", \"lora_dropout\": ");
   ft__append_number(out, options->dropout > 0 ? options->dropout : options->dropout < 0 ? 0 : 0.1);
   ft__append(out, ", \"target_modules\": ");
@@ -12703,7 +12717,7 @@ FT_API ft_adapter *ft_adapter_create(ft_context *context, const ft_model *model,
   static const char name[] = "ft_adapter_options";
   ft_adapter_options none;
   ft_adapter *adapter = NULL;
-  ft_json *json = NULL;
+  ft_json *config = NULL;
   ft__string text;
   if (!model) return (ft_adapter *)ft__null_argument(context, "ft_adapter_create needs a model");
   memset(&none, 0, sizeof none);
@@ -12711,9 +12725,8 @@ FT_API ft_adapter *ft_adapter_create(ft_context *context, const ft_model *model,
   if (!options) options = &none;
   text.context = context;
   ft__append_options(&text, model, options);
-  if (!text.failed) json = ft_json_parse(context, text.text, (size_t)text.length, name);
-  if (json) adapter = ft__adapter_build(context, model, json, name, NULL, NULL, options->seed ? options->seed : 42);
-  ft_json_free(json);
+  if (!text.failed) config = ft_json_parse(context, text.text, (size_t)text.length, name);
+  if (config) adapter = ft__adapter_build(context, model, config, name, NULL, NULL, options->seed ? options->seed : 42);
   ft__string_free(&text);
   return adapter;
 }
@@ -12729,123 +12742,102 @@ static ft_json *ft__adapter_json(ft_context *context, const char *directory) {
 
 static ft_safetensors *ft__adapter_file(ft_context *context, const char *directory) {
   char *path = ft__path_join(context, directory, "adapter_model.safetensors");
-  ft_safetensors *file = path ? ft_safetensors_open(context, path) : NULL;
+  char *pickle = ft__path_join(context, directory, "adapter_model.bin");
+  ft_safetensors *file = NULL;
+  if (path && pickle && !ft__file_exists(path) && ft__file_exists(pickle))
+    ft__error(context, FT_ERROR_UNSUPPORTED, "%s is a pickle: load and save the adapter with a newer PEFT", pickle);
+  else if (path && pickle)
+    file = ft_safetensors_open(context, path);
   ft__release(context, path);
+  ft__release(context, pickle);
   return file;
 }
 
 FT_API ft_adapter *ft_adapter_load(ft_context *context, const ft_model *model, const char *directory) {
   ft_adapter *adapter = NULL;
-  ft_json *json;
+  ft_json *config = NULL;
   ft_safetensors *file;
   char *name;
   if (!model || !directory)
     return (ft_adapter *)ft__null_argument(context, "ft_adapter_load needs a model and a directory");
-  json = ft__adapter_json(context, directory);
-  file = json ? ft__adapter_file(context, directory) : NULL;
-  name = file ? ft__path_join(context, directory, "adapter_config.json") : NULL;
-  if (name) adapter = ft__adapter_build(context, model, json, name, file, directory, 0);
-  ft__release(context, name);
+  name = ft__path_join(context, directory, "adapter_config.json");
+  file = name ? ft__adapter_file(context, directory) : NULL;
+  if (file) config = ft_json_read(context, name);
+  if (config) adapter = ft__adapter_build(context, model, config, name, file, directory, 0);
   ft_safetensors_close(file);
-  ft_json_free(json);
+  ft__release(context, name);
   return adapter;
 }
 
-/* PEFT wants whole numbers without a point. */
-static void ft__append_amount(ft__string *out, double number) {
-  if (number == floor(number) && fabs(number) < 1e15)
-    ft__append_format(out, "%.0f", number);
-  else
-    ft__append_number(out, number);
-}
-
-/* Adds the path to a list that is being written. */
-static void ft__append_path(ft__string *out, const ft_model *model, const char *path, int64_t *count) {
-  if (!model->has_head) path = ft__inner_path(model, path);
-  if ((*count)++) ft__append(out, ", ");
-  ft__append_json_string(out, path, strlen(path));
-}
-
-/* target_modules: the last parts of the targets' paths where they select just these, else the whole paths. */
-static void ft__append_targets(ft__string *out, const ft_model *model, const ft_adapter *adapter) {
-  char path[256], other[256];
-  int64_t i, k, count = 0;
-  bool by_name = true;
+/* The paths of the modules that have an update; or of copies that no other name in modules_to_save stands for. */
+static int64_t ft__append_paths(ft__string *out, const ft_model *model, const ft_adapter *adapter, bool updates,
+                                const ft__selection *but) {
+  char path[256];
+  int64_t i, count = 0;
   for (i = 0; i < model->module_count; ++i) {
-    ft__module_path(model->modules[i], path);
-    for (k = 0; k < model->module_count && adapter->modules[i].a; ++k) {
-      ft__module_path(model->modules[k], other);
-      if (!adapter->modules[k].a && !adapter->modules[k].weight &&
-          strcmp(ft__last_name(path), ft__last_name(other)) == 0)
-        by_name = false;
-    }
+    ft__adapter_path(model, adapter, model->modules[i], path);
+    if (updates ? !adapter->modules[i].a : !adapter->modules[i].weight || ft__is_saved(but, path)) continue;
+    if (count++) ft__append(out, ", ");
+    ft__append_json_string(out, path, strlen(path));
   }
+  return count;
+}
+
+/* modules_to_save: what the configuration names, what was new in the model, and the names that PEFT has for heads. */
+static void ft__append_saved(ft__string *out, const ft_model *model, const ft_adapter *adapter) {
+  const ft_json *saved = ft_json_get(adapter->config, "modules_to_save"), *name;
+  bool names_head = false;
+  ft__selection selection;
+  int64_t count;
+  memset(&selection, 0, sizeof selection);
+  selection.saved = saved && saved->type == FT_JSON_ARRAY ? saved : NULL;
+  selection.saves_head = ft__saves_head(adapter->config);
   ft__append(out, "[");
-  for (i = 0; i < model->module_count; ++i) {
-    bool first = true;
-    if (!adapter->modules[i].a) continue;
-    ft__module_path(model->modules[i], path);
-    for (k = 0; k < i && by_name; ++k) {
-      ft__module_path(model->modules[k], other);
-      if (adapter->modules[k].a && strcmp(ft__last_name(path), ft__last_name(other)) == 0) first = false;
-    }
-    if (first) ft__append_path(out, model, by_name ? ft__last_name(path) : path, &count);
+  count = ft__append_paths(out, model, adapter, false, &selection);
+  for (name = selection.saved ? saved->child : NULL; name; name = name->next) {
+    ft__append(out, count++ ? ", " : "");
+    ft__append_json_string(out, name->string, name->string_length);
+    names_head = names_head || strcmp(name->string, "classifier") == 0;
   }
+  if (selection.saves_head && !names_head) ft__append_format(out, "%s\"classifier\", \"score\"", count ? ", " : "");
   ft__append(out, "]");
 }
 
-/* rank_pattern or alpha_pattern: the whole paths of those that differ. */
-static void ft__append_pattern(ft__string *out, const ft_model *model, const ft_adapter *adapter, bool ranks) {
-  char path[256];
-  int64_t i, count = 0;
-  ft__append(out, "{");
-  for (i = 0; i < model->module_count; ++i) {
-    const ft__adaptation *change = &adapter->modules[i];
-    double number = ranks && change->a ? (double)change->a->shape[0] : change->alpha;
-    if (!change->a || number == (ranks ? (double)adapter->rank : adapter->alpha)) continue;
-    ft__module_path(model->modules[i], path);
-    ft__append_path(out, model, path, &count);
-    ft__append(out, ": ");
-    ft__append_amount(out, number);
-  }
-  ft__append(out, "}");
-}
-
-/* adapter_config.json: what PEFT needs, whatever its version, and nothing that it would warn about. */
+/* adapter_config.json: what was read or made, with what saving decides replaced. PEFT warns about keys that it does not
+   know, so none is added. */
 static void ft__append_adapter_config(ft__string *out, const ft_model *model, const ft_adapter *adapter,
                                       const char *base) {
-  bool has_classes = model->has_head && model->config.task != FT_TASK_MASKED;
-  ft__selection head;
-  char path[256];
-  int64_t i, count = 0;
-  memset(&head, 0, sizeof head);
-  head.saves_head = true;
-  ft__append(out, "{\n  \"alpha_pattern\": ");
-  ft__append_pattern(out, model, adapter, false);
+  const ft_json *member, *targets = ft_json_get(adapter->config, "target_modules");
+  bool all = targets->type == FT_JSON_STRING && ft__same_text(targets->string, "all-linear");
+  ft__append(out, "{\n");
+  for (member = adapter->config->child; member; member = member->next) {
+    static const char *const replaced[] = {"base_model_name_or_path", "inference_mode", "modules_to_save",
+                                           "target_modules"};
+    int i = 0;
+    while (i < 4 && strcmp(member->key, replaced[i]) != 0) ++i;
+    if (i < 4) continue;
+    ft__append(out, "  ");
+    ft__append_json_string(out, member->key, member->key_length);
+    ft__append(out, ": ");
+    ft__append_json(out, member, -1);
+    ft__append(out, ",\n");
+  }
+  ft__append(out, "  \"target_modules\": ");
+  if (all) { /* which means other layers to who does not know the head */
+    ft__append(out, "[");
+    ft__append_paths(out, model, adapter, true, NULL);
+    ft__append(out, "]");
+  } else {
+    ft__append_json(out, targets, -1);
+  }
+  ft__append(out, ",\n  \"modules_to_save\": ");
+  ft__append_saved(out, model, adapter);
   ft__append(out, ",\n  \"base_model_name_or_path\": ");
   if (base)
     ft__append_json_string(out, base, strlen(base));
   else
     ft__append(out, "null");
-  ft__append_format(out, ",\n  \"bias\": \"%s\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true",
-                    adapter->bias);
-  ft__append(out, ",\n  \"init_lora_weights\": true,\n  \"lora_alpha\": ");
-  ft__append_amount(out, adapter->alpha);
-  ft__append(out, ",\n  \"lora_dropout\": ");
-  ft__append_number(out, adapter->dropout);
-  ft__append(out, ",\n  \"modules_to_save\": [");
-  for (i = 0; i < model->module_count; ++i) {
-    ft__module_path(model->modules[i], path);
-    if (adapter->modules[i].weight && !(has_classes && ft__is_saved(&head, path)))
-      ft__append_path(out, model, path, &count);
-  }
-  if (has_classes) ft__append_format(out, "%s\"classifier\", \"score\"", count ? ", " : "");
-  ft__append_format(out, "],\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n  \"rank_pattern\": ", adapter->rank);
-  ft__append_pattern(out, model, adapter, true);
-  ft__append(out, ",\n  \"target_modules\": ");
-  ft__append_targets(out, model, adapter);
-  ft__append_format(out, ",\n  \"task_type\": %s,\n  \"use_dora\": %s,\n  \"use_rslora\": %s\n}\n",
-                    ft__task_type(model), adapter->dora ? "true" : "false", adapter->rslora ? "true" : "false");
+  ft__append(out, ",\n  \"inference_mode\": true\n}\n");
 }
 
 /* PEFT has no place for labels, and a config.json would make transformers take the directory for a whole model. So what

@@ -95,8 +95,11 @@ static bool adapter_open(ft_context *context, const char *directory, const char 
   static const char *const tokenizers[] = {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"};
   ft_model_options with_head;
   ft_adapter_base *found;
+  char path[4096]; /* of what may be a name on the hub */
   int i;
   memset(opened, 0, sizeof *opened);
+  if (ft_model_path(context, directory, path, sizeof path) != FT_OK) return false;
+  directory = path;
   snprintf(opened->tokenizer, sizeof opened->tokenizer, "%s", directory);
   if (!adapter_has_file(directory, "adapter_config.json"))
     return (opened->model = ft_model_load(context, directory, options)) != NULL;
