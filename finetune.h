@@ -614,9 +614,9 @@ FT_API int64_t ft_model_train_matching(ft_model *model, const char *pattern, boo
 FT_API ft_status ft_model_reinitialize(ft_context *context, ft_model *model, int layers, uint64_t seed);
 /* Freezes the base model, leaving what stands outside it (the head) to train, as peers' "head only" does. */
 FT_API void ft_model_train_head(ft_model *model);
-/* How many parts at the bottom of the model hold nothing that trains, nor of an adapter (or NULL). The embeddings are the first part and each layer
-   is one: 0 (the embeddings train) to L + 1 (all but the pooler and head is frozen). The backward pass ends above them,
-   and the forward pass keeps nothing of them. */
+/* How many parts at the bottom of the model hold nothing that trains, nor anything of an adapter (or NULL). The
+   embeddings are the first part and each layer is one: 0 (the embeddings train) to L + 1 (all but the pooler and head
+   is frozen). The backward pass ends above them, and the forward pass keeps nothing of them. */
 FT_API int ft_model_frozen_parts(const ft_model *model, const ft_adapter *adapter);
 
 typedef struct ft_features ft_features; /* the output of the frozen parts, kept: see >>features */
@@ -734,9 +734,9 @@ typedef struct ft_adamw_options {
 
 typedef struct ft_optimizer ft_optimizer;
 
-/* Moments for every parameter of the model, and of an adapter (or NULL), that trains now. One that is frozen later keeps
-   its moments and is left out of norms and steps until it trains again, as torch leaves out a parameter whose gradient
-   is None. */
+/* Moments for every parameter of the model, and of an adapter (or NULL), that trains now. One that is frozen later
+   keeps its moments and is left out of norms and steps until it trains again, as torch leaves out a parameter whose
+   gradient is None. */
 FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adapter *adapter,
                                          const ft_adamw_options *options);
 FT_API void ft_optimizer_free(ft_optimizer *optimizer);

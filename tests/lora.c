@@ -1,5 +1,5 @@
-/* lora.c - adapters: which modules they adapt, PEFT directories read and written, merging, many over one model, training
-   that leaves the model as it is, and broken files. That their numbers are PEFT's is for verify.c. */
+/* lora.c - adapters: which modules they adapt, PEFT directories read and written, merging, many over one model,
+   training that leaves the model as it is, and broken files. That their numbers are PEFT's is for verify.c. */
 #define FT_IMPLEMENTATION
 #include "../finetune.h"
 #include "check.h"

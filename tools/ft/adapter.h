@@ -65,8 +65,8 @@ static bool adapter_has_file(const char *directory, const char *name) {
   return file != NULL;
 }
 
-/* What base_model_name_or_path shall be: a directory's whole path, so that the adapter can be used from anywhere; a name
-   on the hub as it is. path has 4096 bytes. */
+/* What base_model_name_or_path shall be: a directory's whole path, so that the adapter can be used from anywhere; a
+   name on the hub as it is. path has 4096 bytes. */
 static void adapter_base_path(const char *model, char *path) {
   snprintf(path, 4096, "%s", model);
 #ifndef _WIN32

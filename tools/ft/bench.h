@@ -1,8 +1,8 @@
 /* bench.h - ft bench: how fast training steps or scoring are on this machine, as one JSON line.
 
    The work of a training step is forward with dropout, cross-entropy, backward, clipping at 1.0, AdamW with weight
-   decay 0.01, a linear schedule; in mode lora only an adapter of rank 8 and the head train. Rows are taken in file order; tokenizing is not timed; the first two steps are not
-   counted. */
+   decay 0.01, a linear schedule; in mode lora only an adapter of rank 8 and the head train. Rows are taken in file
+   order; tokenizing is not timed; the first two steps are not counted. */
 #ifndef FT_BENCH_H
 #define FT_BENCH_H
 
