@@ -44,14 +44,14 @@
 
    CONTENTS (search for the tag)
      Part I, what a user reads: documentation, then declarations
-       >>conventions  >>context  >>json        >>safetensors  >>tables     >>datasets   >>hub      >>tokenizer
-       >>batches      >>tensors  >>operations  >>model        >>features   >>optimizer  >>metrics  >>training
-       >>backend
+       >>conventions  >>context  >>json        >>safetensors  >>tables     >>datasets   >>hub        >>tokenizer
+       >>batches      >>tensors  >>operations  >>model        >>features   >>adapters   >>optimizer  >>metrics
+       >>training     >>backend
      Part II, the implementation (FT_IMPLEMENTATION), a chapter each
        >>memory and errors  >>threads  >>random numbers  >>text  >>json parsing  >>files  >>safetensors files
        >>tables  >>datasets  >>tokenizer  >>vocabulary  >>normalising  >>tokenizer objects  >>wordpiece
        >>added tokens  >>encoding texts  >>loading tokenizers  >>kernels  >>tape  >>operations  >>batching
-       >>encoder  >>adamw  >>scores  >>scoring  >>frozen features  >>training loop
+       >>encoder  >>adapters  >>adamw  >>scores  >>scoring  >>frozen features  >>training loop
    COMPILE-TIME OPTIONS (define them in the implementation file; FT_STATIC and FT_REAL wherever the header is included)
      FT_STATIC       every function is static: the library is private to one file
      FT_NO_THREADS   no threads: everything runs on the caller's
@@ -489,7 +489,8 @@ typedef enum ft_unary { /* functions of one number */
                         FT_TANH,
                         FT_SIGMOID,
                         FT_EXP,
-                        FT_LOG
+                        FT_LOG,
+                        FT_SQRT
 } ft_unary;
 
 FT_API ft_tensor *ft_add(ft_context *context, ft_tensor *a, ft_tensor *b);
@@ -513,6 +514,10 @@ FT_API ft_tensor *ft_contiguous(ft_context *context, ft_tensor *x); /* x itself 
 
 /* y [T, out] = activation(x [T, in] weight^T + bias): weight [out, in] as in the files, bias [out] or NULL. */
 FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias, ft_unary activation);
+/* The same with a second, thin product: activation(x weight^T + bias + low up^T), low [T, r], up [out, r]: how LoRA's
+   update joins a frozen layer. */
+FT_API ft_tensor *ft_linear_low_rank(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias,
+                                     ft_tensor *low, ft_tensor *up, ft_unary activation);
 /* Inverted dropout: zero with the probability, else x / (1 - probability). site: which mask of the step. */
 FT_API ft_tensor *ft_dropout(ft_context *context, ft_tensor *x, double probability, uint32_t site);
 /* LayerNorm(residual + dropout(x)) over the last dimension; residual may be NULL. Ba, Kiros, Hinton 2016. */
@@ -564,6 +569,7 @@ typedef struct ft_parameter {
 } ft_parameter;
 
 typedef struct ft_model ft_model;
+typedef struct ft_adapter ft_adapter; /* LoRA: see >>adapters */
 
 typedef struct ft_model_options {
   int labels;                     /* 0: the file's (id2label), else 2 */
@@ -608,10 +614,10 @@ FT_API int64_t ft_model_train_matching(ft_model *model, const char *pattern, boo
 FT_API ft_status ft_model_reinitialize(ft_context *context, ft_model *model, int layers, uint64_t seed);
 /* Freezes the base model, leaving what stands outside it (the head) to train, as peers' "head only" does. */
 FT_API void ft_model_train_head(ft_model *model);
-/* How many parts at the bottom of the model hold nothing that trains. The embeddings are the first part and each layer
-   is one: 0 (the embeddings train) to L + 1 (all but the pooler and head is frozen). The backward pass ends above them,
-   and the forward pass keeps nothing of them. */
-FT_API int ft_model_frozen_parts(const ft_model *model);
+/* How many parts at the bottom of the model hold nothing that trains, nor anything of an adapter (or NULL). The
+   embeddings are the first part and each layer is one: 0 (the embeddings train) to L + 1 (all but the pooler and head
+   is frozen). The backward pass ends above them, and the forward pass keeps nothing of them. */
+FT_API int ft_model_frozen_parts(const ft_model *model, const ft_adapter *adapter);
 
 typedef struct ft_features ft_features; /* the output of the frozen parts, kept: see >>features */
 
@@ -624,6 +630,7 @@ typedef struct ft_forward_options {
   int parts;           /* run only the lowest: 1 the embeddings, 1 + l those and l layers, without head; 0: all */
   const ft_features *features; /* start from this output of the lower parts ... */
   const int64_t *feature_rows; /* ... [B]: the texts' rows in the encoded dataset that the features were made of */
+  const ft_adapter *adapter;   /* runs with the model, which stays as it is; NULL: the model alone */
 } ft_forward_options;
 
 typedef struct ft_output {      /* tensors live until ft_tape_clear */
@@ -658,10 +665,60 @@ typedef struct ft_features_options { /* NULL instead of one: all defaults */
    where all layers are frozen and the head is over texts, the first token's alone, [rows, H]. The size goes to the log
    first, then every ten seconds how far it is. The file has no name, or one that goes away with it. Fails when nothing
    is frozen, when memory or the disk is short. One thread at a time may use features that are in a file. */
-FT_API ft_features *ft_features_create(ft_context *context, const ft_model *model, const ft_encoded *encoded,
-                                       const ft_features_options *options);
-FT_API int64_t ft_features_bytes(const ft_model *model, const ft_encoded *encoded); /* what _create would keep */
+FT_API ft_features *ft_features_create(ft_context *context, const ft_model *model, const ft_adapter *adapter,
+                                       const ft_encoded *encoded, const ft_features_options *options);
+/* What _create would keep. */
+FT_API int64_t ft_features_bytes(const ft_model *model, const ft_adapter *adapter, const ft_encoded *encoded);
 FT_API void ft_features_free(ft_features *features);
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   >>adapters: LoRA (Hu et al. 2021) and its relatives. An adapter belongs beside a model: it adds a low-rank update to
+   some linear layers and holds copies of its own of others, such as the head. It is passed to each call that shall run
+   with it and never changes the model, so one model in memory serves any number of adapters. On disk it is a PEFT
+   directory: adapter_config.json and adapter_model.safetensors. */
+
+typedef struct ft_adapter_options {
+  int rank;       /* r; 0: 8 */
+  double alpha;   /* the update is scaled by alpha / r; 0: 16 */
+  double dropout; /* of what the update reads; 0: 0.1; negative: none */
+  /* The linear layers that get an update: names by their end, "query,value"; or "all-linear"; or a regular expression
+     for whole names such as "bert.encoder.layer.0.attention.self.query"; or patterns that begin with *, "*.0.*.query".
+     NULL: query and value of all layers. */
+  const char *targets;
+  const char *modules_to_save; /* "pooler,..": further modules to train whole, names by their end. The head always is
+                                  trained whole, and so is what the model's files lacked, such as a pooler */
+  bool rslora;                 /* scaled by alpha / sqrt(r) (Kalajdzievski 2023) */
+  bool dora;                   /* magnitude and direction apart (Liu et al. 2024) */
+  uint64_t seed;               /* 0: 42 */
+} ft_adapter_options;
+
+/* A new adapter: its updates are zero and its copies the model's values, so that at first nothing changes. options may
+   be NULL. The model is only read, and any of the same architecture can be used with the adapter later. */
+FT_API ft_adapter *ft_adapter_create(ft_context *context, const ft_model *model, const ft_adapter_options *options);
+/* Reads a PEFT directory for a model loaded as ft_adapter_base_read says. A missing tensor, a wrong shape, an option of
+   PEFT that would change the result and is not known here: an error that names it. */
+FT_API ft_adapter *ft_adapter_load(ft_context *context, const ft_model *model, const char *directory);
+FT_API void ft_adapter_free(ft_adapter *adapter);
+/* Writes a PEFT directory, with the tokenizer's files if given. base: the model's name or directory, or NULL. */
+FT_API ft_status ft_adapter_save(ft_context *context, const ft_model *model, const ft_adapter *adapter,
+                                 const ft_tokenizer *tokenizer, const char *base, const char *directory);
+
+typedef struct ft_adapter_base { /* the model that a PEFT directory belongs to */
+  const char *model;             /* base_model_name_or_path; NULL: not stated */
+  ft_model_options options;      /* with which to load it: the head's task, labels and their names */
+} ft_adapter_base;
+
+FT_API ft_adapter_base *ft_adapter_base_read(ft_context *context, const char *directory);
+FT_API void ft_adapter_base_free(ft_adapter_base *base);
+
+/* Its parameters, under their names in adapter_model.safetensors. */
+FT_API int64_t ft_adapter_parameter_count(const ft_adapter *adapter);
+FT_API const ft_parameter *ft_adapter_parameter(const ft_adapter *adapter, int64_t index);
+FT_API int64_t ft_adapter_size(const ft_adapter *adapter); /* numbers in all of them */
+/* Writes W + scale B A and the adapter's copies into the model's weights: alone it then computes what it did with the
+   adapter, which cannot be passed to calls until ft_adapter_unmerge has put the old weights back, bit for bit. */
+FT_API ft_status ft_adapter_merge(ft_context *context, ft_model *model, ft_adapter *adapter);
+FT_API ft_status ft_adapter_unmerge(ft_context *context, ft_model *model, ft_adapter *adapter);
 
 /* ---------------------------------------------------------------------------------------------------------------------
    >>optimizer: AdamW (Loshchilov and Hutter 2019) as torch.optim.AdamW computes it, and learning-rate schedules as
@@ -677,9 +734,11 @@ typedef struct ft_adamw_options {
 
 typedef struct ft_optimizer ft_optimizer;
 
-/* Moments for every parameter of the model that trains now. One that is frozen later keeps its moments and is left out
-   of norms and steps until it trains again, as torch leaves out a parameter whose gradient is None. */
-FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adamw_options *options);
+/* Moments for every parameter of the model, and of an adapter (or NULL), that trains now. One that is frozen later
+   keeps its moments and is left out of norms and steps until it trains again, as torch leaves out a parameter whose
+   gradient is None. */
+FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adapter *adapter,
+                                         const ft_adamw_options *options);
 FT_API void ft_optimizer_free(ft_optimizer *optimizer);
 /* The global norm of all gradients: sqrt(sum of squares). */
 FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *optimizer, double *norm);
@@ -745,7 +804,7 @@ typedef struct ft_train_options {
   int batch_size;            /* texts; 0: 16 */
   int64_t batch_tokens;      /* if set: as many texts as fit into this many tokens (at least one) */
   int gradient_accumulation; /* batches per optimizer step; 0: 1 */
-  double learning_rate;      /* 0: 2e-5 */
+  double learning_rate;      /* 0: 2e-5; with an adapter 5e-4 */
   double weight_decay;       /* 0: 0.01; negative: none */
   double warmup;             /* below 1: share of all steps, rounded up; else steps */
   ft_schedule schedule;
@@ -763,6 +822,7 @@ typedef struct ft_train_options {
   bool cache_frozen;           /* compute the frozen parts' output once, see >>features */
   int64_t cache_memory_limit;  /* of each dataset's cache, as in ft_features_options */
   const char *cache_directory; /* the same */
+  ft_adapter *adapter; /* trains this alone: the model is frozen first (ft_model_train_all) and stays as it is */
   /* Called after every optimizer step and every evaluation; returning false stops with FT_ERROR_STOPPED. */
   bool (*progress)(void *user_data, const ft_train_progress *progress);
   void *user_data;
@@ -788,6 +848,7 @@ FT_API ft_status ft_model_check_dataset(ft_context *context, const ft_model *mod
 typedef struct ft_scoring_options { /* NULL instead of one: all defaults */
   int batch_size;                   /* texts at a time; 0: 32 */
   const ft_features *features;      /* of the encoded texts: start from these; not for ft_embed */
+  const ft_adapter *adapter;        /* NULL: the model alone */
 } ft_scoring_options;
 
 /* Scores encoded texts: logits [rows, C], in the order of the rows. Texts are batched by length. Like training, scoring
@@ -804,13 +865,15 @@ FT_API ft_status ft_evaluate(ft_context *context, const ft_model *model, const f
    1 if asked. */
 FT_API ft_status ft_embed(ft_context *context, const ft_model *model, const ft_encoded *encoded,
                           const ft_scoring_options *options, bool mean, bool normalize, float *embeddings);
-/* A copy of all parameters that train now, taken at once and again whenever _take is called; _restore writes it back.
-   */
+/* A copy of all parameters of model and adapter (or NULL) that train now, taken at once and again whenever _take is
+   called; _restore writes it back. */
 typedef struct ft_snapshot ft_snapshot;
-FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *model);
+FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *model, const ft_adapter *adapter);
 FT_API void ft_snapshot_free(ft_snapshot *snapshot);
-FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model);
-FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model);
+FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model,
+                                  const ft_adapter *adapter);
+FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model,
+                                     ft_adapter *adapter);
 
 /* Zeroed memory from the context's allocator, and back; NULL is an error of the context. */
 FT_API void *ft_allocate(ft_context *context, size_t bytes);
@@ -1677,6 +1740,14 @@ static double ft__random_normal(uint64_t seed, uint32_t site, uint64_t index) {
   return sqrt(-2.0 * log(u1)) * cos(6.283185307179586 * u2);
 }
 
+/* The same, uniform in [0, 1). */
+static double ft__random_uniform(uint64_t seed, uint32_t site, uint64_t index) {
+  uint32_t random[4];
+  ft__philox((uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)index, (uint32_t)(index >> 32), site, 0x554E4946u,
+             random);
+  return (double)random[0] / 4294967296.0;
+}
+
 /* MT19937 (Matsumoto and Nishimura 1998), as torch's CPU generator and Trainer's shuffle use it. */
 typedef struct ft__mersenne {
   uint32_t state[624];
@@ -1732,6 +1803,11 @@ FT_API void ft_shuffle(int64_t *order, int64_t count, uint64_t seed) {
 static void *ft__null_argument(ft_context *context, const char *message) {
   if (context && context->status == FT_OK) ft__error(context, FT_ERROR_ARGUMENT, "%s", message);
   return NULL;
+}
+
+static bool ft__ends_with(const char *text, const char *end) {
+  size_t length = strlen(text), end_length = strlen(end);
+  return length >= end_length && strcmp(text + length - end_length, end) == 0;
 }
 
 /* Decodes the code point at text (length > 0) and returns how many bytes it took. An invalid sequence gives U+FFFD and
@@ -3847,11 +3923,6 @@ static ft_status ft__table_parse_jsonl(ft__table *table, const char *text, size_
   ft__release(table->context, jsonl.names);
   ft__release(table->context, (void *)jsonl.values);
   return status;
-}
-
-static bool ft__ends_with(const char *text, const char *end) {
-  size_t length = strlen(text), end_length = strlen(end);
-  return length >= end_length && strcmp(text + length - end_length, end) == 0;
 }
 
 /* Makes a table from text [length + 1], which becomes the table's or is released. */
@@ -7008,6 +7079,8 @@ static double ft__unary_value(ft_unary kind, double x) {
       return exp(x);
     case FT_LOG:
       return log(x);
+    case FT_SQRT:
+      return sqrt(x);
     default:
       return x;
   }
@@ -7035,6 +7108,8 @@ static double ft__unary_derivative(ft_unary kind, double x, double y) {
       return y;
     case FT_LOG:
       return 1 / x;
+    case FT_SQRT:
+      return 0.5 / y;
     default:
       return 1;
   }
@@ -7102,7 +7177,7 @@ FT__INLINE void ft__vector_tanh(ft__vector *x) {
   *x = FT__SELECT(small, p, 1.0f - 2.0f / (e + 1.0f));
 }
 
-/* x = f(x); FT_LOG is left to the plain loop */
+/* x = f(x); FT_LOG and FT_SQRT are left to the plain loop */
 FT__INLINE void ft__vector_unary(ft_unary kind, ft__vector *x) {
   ft__vector v = *x, a, b;
   switch (kind) {
@@ -7214,7 +7289,7 @@ static void ft__unary_fast(ft_context *context, ft_unary kind, int64_t count, co
   ft__unary_job job;
   memset(&job, 0, sizeof job);
   job.kind = kind, job.count = count, job.x = x, job.y = y;
-  if (kind == FT_LOG)
+  if (kind >= FT_LOG)
     ft__unary_plain(context, kind, count, x, y);
   else
     ft__parallel_for(context, ft__pieces(count, FT__PIECE), ft__unary_piece_tasks[FT__INSTRUCTION_SET()], &job);
@@ -7225,7 +7300,7 @@ static void ft__unary_backward_fast(ft_context *context, ft_unary kind, int64_t 
   ft__unary_job job;
   memset(&job, 0, sizeof job);
   job.kind = kind, job.count = count, job.x = x, job.y_given = y, job.dy = dy, job.dx = dx, job.accumulate = accumulate;
-  if (kind == FT_LOG)
+  if (kind >= FT_LOG)
     ft__unary_backward_plain(context, kind, count, x, y, dy, dx, accumulate);
   else
     ft__parallel_for(context, ft__pieces(count, FT__PIECE), ft__unary_backward_piece_tasks[FT__INSTRUCTION_SET()],
@@ -7649,7 +7724,7 @@ enum { FT__FEW = 32 }; /* rows or columns */
 static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
   ft__product job;
   if (call->m <= 0 || call->n <= 0) return;
-  if (call->k <= 0 || call->activation == FT_LOG) {
+  if (call->k <= 0 || call->activation >= FT_LOG) {
     ft__matmul_plain(context, call);
   } else if (call->a_column == 1 && call->b_row == 1 && (call->m <= FT__FEW || call->n <= FT__FEW)) {
     memset(&job, 0, sizeof job);
@@ -9697,29 +9772,49 @@ FT_API ft_tensor *ft_slice(ft_context *context, ft_tensor *x, int dimension, int
                   start * plain.stride[dimension]);
 }
 
-/* ---- linear: y = f(z), z = x W^T + b. x [T, in], W [out, in], b [out], y and z [T, out] ---- */
+/* ---- linear: y = f(z), z = x W^T + b, or with a low-rank update x W^T + b + u V^T (see >>adapters) ----
+
+   x [T, in], W [out, in], b [out], u [T, r], V [out, r]; y and z [T, out]. */
 
 static void ft__linear_forward(ft_context *context, ft__node *node) {
   ft_tensor *x = node->input[0], *weight = node->input[1], *bias = node->input[2], *before = node->saved[0];
+  ft_tensor *low = node->input[3], *up = node->input[4], *sum = up && before ? before : node->output;
+  int64_t size[3];
   ft_matmul_call call;
   memset(&call, 0, sizeof call);
   call.m = x->shape[0], call.n = weight->shape[0], call.k = weight->shape[1];
   call.a = ft__data(x), call.a_row = call.k, call.a_column = 1;
   call.b = ft__data(weight), call.b_row = 1, call.b_column = call.k;
-  call.c = ft__out(node->output), call.c_row = call.n;
+  call.c = ft__out(sum), call.c_row = call.n;
   call.bias = ft__data(bias);
-  call.activation = (ft_unary)node->kind;
-  call.before = ft__out(before);
+  call.activation = up ? FT_IDENTITY : (ft_unary)node->kind;
+  call.before = up ? NULL : ft__out(before);
   context->backend->matmul(context, &call);
+  if (!up) return;
+  size[0] = call.m, size[1] = call.n, size[2] = up->shape[1];
+  ft__matmul_strided(context, size, ft__data(low), size[2], 1, ft__data(up), 1, size[2], call.c, true);
+  if (node->kind != FT_IDENTITY)
+    context->backend->unary(context, (ft_unary)node->kind, call.m * call.n, call.c, ft__out(node->output));
 }
 
-/* dz = dy f'(z);  dx = dz W;  dW = dz^T x;  db = sum of dz's rows */
+/* The gradient of `input` [rows, columns] += P Q over `inner`; nothing is computed where it wants none. */
+static void ft__matmul_gradient(ft_context *context, ft_tensor *input, int64_t inner, const ft_real *p, int64_t p_row,
+                                int64_t p_column, const ft_real *q, int64_t q_row) {
+  bool accumulate;
+  int64_t size[3];
+  ft_real *gradient = ft__gradient(context, input, &accumulate);
+  if (!gradient) return;
+  size[0] = input->shape[0], size[1] = input->shape[1], size[2] = inner;
+  ft__matmul_strided(context, size, p, p_row, p_column, q, q_row, 1, gradient, accumulate);
+}
+
+/* dz = dy f'(z);  dx = dz W;  dW = dz^T x;  db = sum of dz's rows;  du = dz V;  dV = dz^T u */
 static void ft__linear_backward(ft_context *context, ft__node *node) {
   ft_tensor *x = node->input[0], *weight = node->input[1], *bias = node->input[2], *y = node->output;
+  ft_tensor *low = node->input[3], *up = node->input[4];
   int64_t rows = x->shape[0], out = weight->shape[0], in = weight->shape[1];
   const ft_real *dz = (const ft_real *)y->gradient;
   ft_real *dz_memory = NULL, *db = ft__gradient_to_add(context, bias);
-  ft_matmul_call call;
   if (node->kind != FT_IDENTITY) {
     dz_memory = (ft_real *)ft__gradient_take(context, ft__tensor_bytes(y));
     if (!dz_memory) return;
@@ -9728,35 +9823,35 @@ static void ft__linear_backward(ft_context *context, ft__node *node) {
     dz = dz_memory;
   }
   if (db) context->backend->column_sum(context, rows, out, dz, db);
-  memset(&call, 0, sizeof call);
-  call.c = ft__gradient(context, weight, &call.accumulate);
-  call.m = out, call.n = in, call.k = rows;
-  call.a = dz, call.a_row = 1, call.a_column = out;
-  call.b = ft__data(x), call.b_row = in, call.b_column = 1;
-  call.c_row = in;
-  if (call.c) context->backend->matmul(context, &call);
-  call.c = ft__gradient(context, x, &call.accumulate);
-  call.m = rows, call.n = in, call.k = out;
-  call.a = dz, call.a_row = out, call.a_column = 1;
-  call.b = ft__data(weight), call.b_row = in, call.b_column = 1;
-  if (call.c) context->backend->matmul(context, &call);
+  ft__matmul_gradient(context, weight, rows, dz, 1, out, ft__data(x), in);
+  ft__matmul_gradient(context, x, out, dz, out, 1, ft__data(weight), in);
+  if (up) {
+    ft__matmul_gradient(context, up, rows, dz, 1, out, ft__data(low), up->shape[1]);
+    ft__matmul_gradient(context, low, out, dz, out, 1, ft__data(up), up->shape[1]);
+  }
   if (dz_memory) ft__gradient_give(context, dz_memory, ft__tensor_bytes(y));
 }
 
 static const ft__operation ft__linear_operation = {"ft_linear", ft__linear_forward, ft__linear_backward};
 
-FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias,
-                            ft_unary activation) {
+FT_API ft_tensor *ft_linear_low_rank(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias,
+                                     ft_tensor *low, ft_tensor *up, ft_unary activation) {
   ft__node *node;
   if (!(x = ft_contiguous(context, x)) || !(weight = ft_contiguous(context, weight))) return NULL;
   if (x->dimensions != 2 || weight->dimensions != 2 || x->shape[1] != weight->shape[1])
     return ft__shape_error(context, "ft_linear", x, weight);
   if (bias && (bias->dimensions != 1 || bias->shape[0] != weight->shape[0]))
     return ft__shape_error(context, "ft_linear, weight and bias", weight, bias);
+  if (up && (!(low = ft_contiguous(context, low)) || !(up = ft_contiguous(context, up)))) return NULL;
+  if (up && (low->dimensions != 2 || up->dimensions != 2 || low->shape[1] != up->shape[1] ||
+             low->shape[0] != x->shape[0] || up->shape[0] != weight->shape[0]))
+    return ft__shape_error(context, "ft_linear, low-rank update", low, up);
   if (!(node = ft__node_create(context, &ft__linear_operation))) return NULL;
   node->input[0] = x;
   node->input[1] = weight;
   node->input[2] = bias;
+  node->input[3] = up ? low : NULL;
+  node->input[4] = up;
   node->kind = activation;
   node->output = ft__temporary_2d(context, FT_F32, x->shape[0], weight->shape[0]);
   if (activation != FT_IDENTITY && context->no_grad == 0) {
@@ -9764,6 +9859,11 @@ FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight
     if (!node->saved[0]) return NULL;
   }
   return ft__record(context, node);
+}
+
+FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight, ft_tensor *bias,
+                            ft_unary activation) {
+  return ft_linear_low_rank(context, x, weight, bias, NULL, NULL, activation);
 }
 
 /* ---- dropout: y = x m / (1 - p), m a mask of zeros (with probability p) and ones ---- */
@@ -10485,7 +10585,12 @@ static const ft__family ft__families[] = {
      FT_GELU, FT_GELU, true, true, true, false, false}};
 /* clang-format on */
 
-enum { FT__FAMILIES = (int)(sizeof ft__families / sizeof ft__families[0]), FT__MAX_LAYERS = 64 };
+enum {
+  FT__FAMILIES = (int)(sizeof ft__families / sizeof ft__families[0]),
+  FT__MAX_LAYERS = 64,
+  FT__MAX_LABELS = 100000,
+  FT__MAX_RANK = 65536
+};
 
 typedef enum ft__module_kind { FT__LINEAR, FT__NORM, FT__TABLE } ft__module_kind;
 
@@ -10517,6 +10622,25 @@ struct ft_model {
                                           classifier is {words' weight, bias} */
   ft__module **modules;               /* [module_count]: all of these */
   int64_t module_count, module_capacity;
+};
+
+typedef struct ft__adaptation {       /* what an adapter changes in one module (see >>adapters); NULL: nothing */
+  ft_tensor *weight, *bias;           /* in place of the model's own */
+  ft_tensor *a, *b, *magnitude;       /* the low-rank update, [r, in] and [out, r]; DoRA's magnitude [out] */
+  double scale;                       /* of the update */
+  ft_tensor *kept_weight, *kept_bias; /* while merged: what the model had there */
+} ft__adaptation;
+
+struct ft_adapter {
+  ft_context *owner;
+  ft__adaptation *modules; /* [module_count], by ft__module.number */
+  int64_t module_count;
+  ft_parameter *parameters;
+  int64_t parameter_count, parameter_capacity;
+  double dropout;         /* of what the updates read */
+  const ft_model *merged; /* the model that it is merged into, or NULL */
+  ft_json *config;        /* adapter_config.json as read, or as the options say it */
+  bool inner;             /* paths lack the base model's prefix: it is for an encoder without a head */
 };
 
 /* ---- config.json ---- */
@@ -10723,12 +10847,15 @@ static bool ft__config_supported(ft_context *context, const ft_json *json, const
   return true;
 }
 
+static const char *ft__config_architecture(const ft_json *json) {
+  const ft_json *classes = ft_json_get(json, "architectures");
+  return classes && classes->child && classes->child->type == FT_JSON_STRING ? classes->child->string : "";
+}
+
 /* What a file's head is for. Masked language models are published as encoders: that head is for who asks for it. */
 static ft_task ft__config_task(const ft_json *json, int labels) {
-  const ft_json *problem = ft_json_get(json, "problem_type"), *classes = ft_json_get(json, "architectures");
-  const char *architecture =
-      classes && classes->child && classes->child->type == FT_JSON_STRING ? classes->child->string : "";
-  if (strstr(architecture, "ForTokenClassification")) return FT_TASK_TOKENS;
+  const ft_json *problem = ft_json_get(json, "problem_type");
+  if (strstr(ft__config_architecture(json), "ForTokenClassification")) return FT_TASK_TOKENS;
   if (problem && problem->type == FT_JSON_STRING) {
     if (strcmp(problem->string, "regression") == 0) return FT_TASK_REGRESSION;
     if (strcmp(problem->string, "multi_label_classification") == 0) return FT_TASK_MULTI_LABEL;
@@ -10738,20 +10865,21 @@ static ft_task ft__config_task(const ft_json *json, int labels) {
 }
 
 /* Label names from id2label, {"0": "negative", ..}: every number below its size must be there. */
-static bool ft__config_label_names(ft_context *context, ft_model *model, const ft_json *names, const char *file) {
+static bool ft__config_label_names(ft_context *context, const ft_json *names, const char *file, int labels,
+                                   char **label_names) {
   const ft_json *name;
-  int i, labels = model->config.labels;
+  int i;
   for (name = names->child; name; name = name->next) {
     char number[32];
     long index = strtol(name->key, NULL, 10);
     snprintf(number, sizeof number, "%ld", index);
     if (index < 0 || index >= labels || strcmp(number, name->key) != 0 || name->type != FT_JSON_STRING) continue;
-    ft__release(context, model->label_names[index]);
-    model->label_names[index] = ft__string_copy(context, name->string, strlen(name->string));
-    if (!model->label_names[index]) return false;
+    ft__release(context, label_names[index]);
+    label_names[index] = ft__string_copy(context, name->string, strlen(name->string));
+    if (!label_names[index]) return false;
   }
   for (i = 0; i < labels; ++i) {
-    if (model->label_names[i]) continue;
+    if (label_names[i]) continue;
     ft__error(context, FT_ERROR_FORMAT, "%s: id2label has no entry \"%d\" among its %d", file, i, labels);
     return false;
   }
@@ -10762,8 +10890,9 @@ static bool ft__config_label_names(ft_context *context, ft_model *model, const f
 static bool ft__config_labels(ft_context *context, ft_model *model, const ft_model_options *options, const char *file) {
   const ft_json *names = ft_json_get(model->config_file, "id2label");
   ft_config *config = &model->config;
-  int in_file =
-      names && names->type == FT_JSON_OBJECT && names->count > 0 && names->count <= 100000 ? (int)names->count : 0;
+  int in_file = names && names->type == FT_JSON_OBJECT && names->count > 0 && names->count <= FT__MAX_LABELS
+                    ? (int)names->count
+                    : 0;
   int i;
   config->labels = options->labels > 0 ? options->labels : in_file ? in_file : 2;
   config->task = options->task != FT_TASK_AUTO ? options->task : ft__config_task(model->config_file, config->labels);
@@ -10774,7 +10903,8 @@ static bool ft__config_labels(ft_context *context, ft_model *model, const ft_mod
   model->label_names = (char **)ft__allocate_zero(context, (size_t)config->labels * sizeof(char *));
   if (!model->label_names) return false;
   config->label_names = (const char *const *)model->label_names;
-  if (config->labels == in_file && !options->label_names) return ft__config_label_names(context, model, names, file);
+  if (config->labels == in_file && !options->label_names)
+    return ft__config_label_names(context, names, file, config->labels, model->label_names);
   for (i = 0; i < config->labels; ++i) {
     char number[32];
     const char *text = options->label_names ? options->label_names[i] : number;
@@ -10791,29 +10921,45 @@ static int ft__group_of_layer(const ft_config *config, int layer) {
   return (int)(layer / ((double)config->layers / config->groups));
 }
 
-/* Makes one tensor and its place in the list. Its memory comes with its values, once the file has been seen to hold
-   them. */
-static ft_tensor *ft__add_parameter(ft_context *context, ft_model *model, const char *name, const char *suffix,
-                                    int layer, int dimensions, int64_t rows, int64_t columns, bool decays) {
+/* Adds a parameter to a list; its name is path followed by suffix. Its memory comes with its values, once the file has
+   been seen to hold them. */
+static ft_parameter *ft__list_parameter(ft_context *context, ft_parameter **list, int64_t *count, int64_t *capacity,
+                                        const char *path, const char *suffix, int dimensions, const int64_t *shape) {
   ft_parameter *parameter;
-  int64_t shape[2];
+  size_t length = strlen(path);
   char *full;
-  size_t length = strlen(name);
-  shape[0] = rows, shape[1] = columns;
-  if (!ft__grow(context, &model->parameters, &model->parameter_capacity, model->parameter_count + 1,
-                sizeof *model->parameters))
-    return NULL;
-  parameter = &model->parameters[model->parameter_count];
+  if (!ft__grow(context, list, capacity, *count + 1, sizeof **list)) return NULL;
+  parameter = &(*list)[*count];
   memset(parameter, 0, sizeof *parameter);
   if (!(full = (char *)ft__allocate(context, length + strlen(suffix) + 1))) return NULL;
-  memcpy(full, name, length);
+  memcpy(full, path, length);
   memcpy(full + length, suffix, strlen(suffix) + 1);
   parameter->name = full;
-  ++model->parameter_count;
+  ++*count;
   parameter->tensor = ft__tensor_outline(context, FT_F32, dimensions, shape);
   if (!parameter->tensor) return NULL;
   parameter->tensor->name = full;
   parameter->tensor->requires_gradient = true;
+  return parameter;
+}
+
+static void ft__free_parameters(ft_context *context, ft_parameter *list, int64_t count) {
+  int64_t i;
+  for (i = 0; i < count; ++i) {
+    ft_tensor_free(list[i].tensor);
+    ft__release(context, (char *)(uintptr_t)list[i].name);
+  }
+  ft__release(context, list);
+}
+
+static ft_tensor *ft__add_parameter(ft_context *context, ft_model *model, const char *name, const char *suffix,
+                                    int layer, int dimensions, int64_t rows, int64_t columns, bool decays) {
+  ft_parameter *parameter;
+  int64_t shape[2];
+  shape[0] = rows, shape[1] = columns;
+  parameter = ft__list_parameter(context, &model->parameters, &model->parameter_count, &model->parameter_capacity, name,
+                                 suffix, dimensions, shape);
+  if (!parameter) return NULL;
   parameter->decays = decays;
   parameter->layer = layer;
   return parameter->tensor;
@@ -11006,16 +11152,15 @@ static bool ft__is_head(const ft_model *model, const ft_tensor *tensor) {
          tensor == model->norm.bias;
 }
 
-/* Reads one parameter. A head made for another number of labels or width is left to be initialised anew. */
-static ft_status ft__load_parameter(ft_context *context, ft_model *model, ft_safetensors *file, ft_parameter *parameter,
+/* Reads one parameter, whose shape the file's tensor must have. */
+static ft_status ft__load_parameter(ft_context *context, ft_safetensors *file, ft_parameter *parameter,
                                     const ft_safetensors_entry *entry, const char *directory) {
   float *values;
   ft_status status;
   if (!ft__same_shape(parameter->tensor, entry)) {
     char shape[100];
-    if (ft__is_head(model, parameter->tensor) && entry->dimensions == parameter->tensor->dimensions) return FT_OK;
     return ft__error(context, FT_ERROR_SHAPE,
-                     "%s: %s should have shape %s by config.json, but the file's has %d dimensions"
+                     "%s: %s should have shape %s by the configuration, but the file's has %d dimensions"
                      " and %lld elements",
                      directory, entry->name, ft__shape_text(parameter->tensor, shape), entry->dimensions,
                      (long long)entry->count);
@@ -11112,10 +11257,14 @@ static ft_status ft__load_weights(ft_context *context, ft_model *model, ft_safet
   for (i = 0; status == FT_OK && i < model->parameter_count; ++i) {
     ft_parameter *parameter = &model->parameters[i];
     const ft_safetensors_entry *entry = ft__find_weights(model, file, parameter->name);
+    bool head = ft__is_head(model, parameter->tensor);
     taken[i] = entry;
+    if (entry && head && entry->dimensions == parameter->tensor->dimensions &&
+        !ft__same_shape(parameter->tensor, entry))
+      entry = NULL; /* made for another number of labels or width: initialised anew */
     if (entry) {
-      status = ft__load_parameter(context, model, file, parameter, entry, directory);
-    } else if (!ft__is_head(model, parameter->tensor)) {
+      status = ft__load_parameter(context, file, parameter, entry, directory);
+    } else if (!head) {
       status = ft__error(context, FT_ERROR_FORMAT, "%s: the weights lack %s (looked for with and without \"%s\")",
                          directory, parameter->name, model->family->prefix);
     }
@@ -11193,16 +11342,11 @@ FT_API void ft_model_free(ft_model *model) {
   int64_t i;
   if (!model) return;
   context = model->owner;
-  for (i = 0; i < model->parameter_count; ++i) {
-    ft_parameter *parameter = &model->parameters[i];
-    ft_tensor_free(parameter->tensor);
-    ft__release(context, (char *)(uintptr_t)parameter->name);
-  }
+  ft__free_parameters(context, model->parameters, model->parameter_count);
   for (i = 0; i < model->unexpected_count; ++i) ft__release(context, model->unexpected[i]);
   for (i = 0; model->label_names && i < model->config.labels; ++i) ft__release(context, model->label_names[i]);
   ft__release(context, model->label_names);
   ft__release(context, model->unexpected);
-  ft__release(context, model->parameters);
   ft__release(context, model->modules);
   ft__release(context, model->layers);
   ft_json_free(model->config_file);
@@ -11271,8 +11415,16 @@ FT_API int64_t ft_model_train_matching(ft_model *model, const char *pattern, boo
   return matched;
 }
 
-FT_API int ft_model_frozen_parts(const ft_model *model) {
-  int parts = model->config.layers + 1;
+/* The lowest part that the adapter (or NULL) changes; `parts` if it is none below. */
+static int ft__adapter_lowest(const ft_adapter *adapter, int parts) {
+  int64_t i;
+  for (i = 0; adapter && i < adapter->parameter_count; ++i)
+    if (adapter->parameters[i].layer < parts) parts = adapter->parameters[i].layer;
+  return parts;
+}
+
+FT_API int ft_model_frozen_parts(const ft_model *model, const ft_adapter *adapter) {
+  int parts = ft__adapter_lowest(adapter, model->config.layers + 1);
   int64_t i;
   for (i = 0; i < model->parameter_count; ++i)
     if (model->parameters[i].tensor->requires_gradient && model->parameters[i].layer < parts)
@@ -11305,10 +11457,8 @@ FT_API void ft_model_train_head(ft_model *model) {
 
 /* ---- saving ---- */
 
-/* config.json: what was read, with the keys that fine-tuning decides replaced. */
-static void ft__append_config(ft__string *out, const ft_model *model) {
-  static const char *const replaced[] = {"architectures", "id2label",   "label2id",  "problem_type",   "dtype",
-                                         "torch_dtype",   "num_labels", "head_size", "head_activation"};
+/* The members of config.json that fine-tuning decides: head, labels, task. */
+static void ft__append_task(ft__string *out, const ft_model *model) {
   static const struct {
     const char *class_name, *problem;
   } tasks[] = {{"Model", NULL},
@@ -11318,21 +11468,7 @@ static void ft__append_config(ft__string *out, const ft_model *model) {
                {"ForTokenClassification", NULL},
                {"ForMaskedLM", NULL}};
   const ft_config *config = &model->config;
-  int task = model->has_head ? config->task : FT_TASK_AUTO;
-  const ft_json *member;
-  size_t i;
-  int label;
-  ft__append(out, "{\n");
-  for (member = model->config_file->child; member; member = member->next) {
-    bool skip = false;
-    for (i = 0; i < sizeof replaced / sizeof replaced[0]; ++i) skip = skip || strcmp(member->key, replaced[i]) == 0;
-    if (skip) continue;
-    ft__append(out, "  ");
-    ft__append_json_string(out, member->key, member->key_length);
-    ft__append(out, ": ");
-    ft__append_json(out, member, -1);
-    ft__append(out, ",\n");
-  }
+  int label, task = model->has_head ? config->task : FT_TASK_AUTO;
   if (model->has_head && config->task != FT_TASK_MASKED) {
     ft__append(out, "  \"id2label\": {");
     for (label = 0; label < model->config.labels; ++label) {
@@ -11351,26 +11487,49 @@ static void ft__append_config(ft__string *out, const ft_model *model) {
       ft__append_format(out, "  \"head_activation\": \"%s\",\n", ft__activation_name(config->head_activation));
   }
   if (tasks[task].problem) ft__append_format(out, "  \"problem_type\": \"%s\",\n", tasks[task].problem);
-  ft__append_format(out, "  \"dtype\": \"float32\",\n  \"architectures\": [\n    \"%s%s\"\n  ]\n}\n",
+  ft__append_format(out, "  \"dtype\": \"float32\",\n  \"architectures\": [\n    \"%s%s\"\n  ]\n",
                     model->family->class_name, tasks[task].class_name);
 }
 
-static ft_status ft__save_weights(ft_context *context, const ft_model *model, const char *directory) {
-  static const char *const metadata[] = {"format", "pt"};
-  int64_t i, count = model->parameter_count;
+/* config.json: what was read, with those members replaced. */
+static void ft__append_config(ft__string *out, const ft_model *model) {
+  static const char *const replaced[] = {"architectures", "id2label",   "label2id",  "problem_type",   "dtype",
+                                         "torch_dtype",   "num_labels", "head_size", "head_activation"};
+  const ft_json *member;
+  size_t i;
+  ft__append(out, "{\n");
+  for (member = model->config_file->child; member; member = member->next) {
+    bool skip = false;
+    for (i = 0; i < sizeof replaced / sizeof replaced[0]; ++i) skip = skip || strcmp(member->key, replaced[i]) == 0;
+    if (skip) continue;
+    ft__append(out, "  ");
+    ft__append_json_string(out, member->key, member->key_length);
+    ft__append(out, ": ");
+    ft__append_json(out, member, -1);
+    ft__append(out, ",\n");
+  }
+  ft__append_task(out, model);
+  ft__append(out, "}\n");
+}
+
+/* Writes parameters as they are named, without the first `skipped` characters of each name. */
+static ft_status ft__save_parameters(ft_context *context, const char *directory, const char *name,
+                                     const ft_parameter *parameters, int64_t count, size_t skipped,
+                                     const char *const *metadata, int64_t metadata_count) {
+  int64_t i;
   ft_safetensors_item *items = (ft_safetensors_item *)ft__allocate_zero(context, (size_t)count * sizeof *items);
-  char *path = ft__path_join(context, directory, "model.safetensors");
+  char *path = ft__path_join(context, directory, name);
   ft_status status = items && path ? FT_OK : context->status;
   for (i = 0; status == FT_OK && i < count; ++i) {
-    const ft_tensor *tensor = model->parameters[i].tensor;
+    const ft_tensor *tensor = parameters[i].tensor;
     float *values = (float *)ft__allocate(context, (size_t)ft_tensor_count(tensor) * sizeof *values);
-    items[i].name = model->parameters[i].name + (model->has_head ? 0 : strlen(model->family->prefix));
+    items[i].name = parameters[i].name + skipped;
     items[i].dimensions = tensor->dimensions;
     memcpy(items[i].shape, tensor->shape, sizeof tensor->shape);
     items[i].data = values;
     status = values ? ft__read_floats(context, tensor, values) : context->status;
   }
-  if (status == FT_OK) status = ft_safetensors_write(context, path, items, count, metadata, 2);
+  if (status == FT_OK) status = ft_safetensors_write(context, path, items, count, metadata, metadata_count);
   for (i = 0; items && i < count; ++i) ft__release(context, (void *)(uintptr_t)items[i].data);
   ft__release(context, items);
   ft__release(context, path);
@@ -11379,6 +11538,7 @@ static ft_status ft__save_weights(ft_context *context, const ft_model *model, co
 
 FT_API ft_status ft_model_save(ft_context *context, const ft_model *model, const ft_tokenizer *tokenizer,
                                const char *directory) {
+  static const char *const metadata[] = {"format", "pt"};
   ft__string text;
   ft_status status;
   char *path;
@@ -11386,7 +11546,9 @@ FT_API ft_status ft_model_save(ft_context *context, const ft_model *model, const
   if (model->shapes_only)
     return ft__error(context, FT_ERROR_ARGUMENT, "a model loaded without weights cannot be saved");
   if ((status = ft__directory_create(context, directory)) != FT_OK) return status;
-  if ((status = ft__save_weights(context, model, directory)) != FT_OK) return status;
+  status = ft__save_parameters(context, directory, "model.safetensors", model->parameters, model->parameter_count,
+                               model->has_head ? 0 : strlen(model->family->prefix), metadata, 2);
+  if (status != FT_OK) return status;
   memset(&text, 0, sizeof text);
   text.context = context;
   ft__append_config(&text, model);
@@ -11408,13 +11570,15 @@ enum {
   FT__SITE_ATTENTION_OUTPUT,
   FT__SITE_FEED_FORWARD,
   FT__SITE_HEAD,
-  FT__SITE_HEAD_DENSE
+  FT__SITE_HEAD_DENSE,
+  FT__SITE_LINEAR /* and the next five: what an adapter's updates read, one for each linear layer in a layer */
 };
 
 static uint32_t ft__site(int layer, int place) { return (uint32_t)(layer * 16 + place); }
 
 typedef struct ft__forward { /* one run */
   const ft_model *model;
+  const ft_adapter *adapter;                                     /* or NULL */
   ft_tensor *ids, *positions, *types, *offsets, *lengths, *rows; /* the batch in back-end memory; rows: for the head */
   int64_t longest;
   bool training;
@@ -11505,23 +11669,48 @@ static ft_status ft__upload_batch(ft_context *context, const ft_batch *batch, co
              : context->status;
 }
 
-static ft_tensor *ft__apply_linear(ft_context *context, ft_tensor *x, const ft__module *module, ft_unary activation) {
-  return ft_linear(context, x, module->weight, module->bias, activation);
+static const ft__adaptation *ft__adaptation_of(const ft__forward *run, const ft__module *module) {
+  static const ft__adaptation none = {NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL};
+  return run->adapter && module->weight ? &run->adapter->modules[module->number] : &none;
+}
+
+/* The weights that a run uses for a module: the model's, or the adapter's in their place. */
+static ft__module ft__effective(const ft__forward *run, const ft__module *module) {
+  const ft__adaptation *change = ft__adaptation_of(run, module);
+  ft__module effective = *module;
+  if (change->weight) effective.weight = change->weight;
+  if (change->bias) effective.bias = change->bias;
+  return effective;
+}
+
+static ft_tensor *ft__adapted_linear(ft_context *context, ft_tensor *x, const ft__module *module,
+                                     const ft__adaptation *change, ft_unary activation, double dropout, uint32_t site);
+
+/* place: of the layer's linear layers, from 0. */
+static ft_tensor *ft__apply_linear(ft_context *context, const ft__forward *run, ft_tensor *x, const ft__module *module,
+                                   ft_unary activation, int layer, int place) {
+  const ft__adaptation *change = ft__adaptation_of(run, module);
+  ft__module effective = ft__effective(run, module);
+  if (!change->a) return ft_linear(context, x, effective.weight, effective.bias, activation);
+  return ft__adapted_linear(context, x, &effective, change, activation, run->training ? run->adapter->dropout : 0,
+                            ft__site(layer, FT__SITE_LINEAR + place));
 }
 
 static ft_tensor *ft__apply_norm(ft_context *context, const ft__forward *run, ft_tensor *x, ft_tensor *residual,
                                  const ft__module *module, double dropout, uint32_t site, ft_tensor *into) {
-  return ft__residual_layer_norm_into(context, x, residual, module->weight, module->bias,
+  ft__module effective = ft__effective(run, module);
+  return ft__residual_layer_norm_into(context, x, residual, effective.weight, effective.bias,
                                       run->model->config.layer_norm_epsilon, dropout, site, into);
 }
 
 static ft_tensor *ft__embed_tokens(ft_context *context, const ft__forward *run) {
   const ft_model *model = run->model;
-  ft_tensor *h = ft_embedding(context, model->words.weight, run->ids, model->positions.weight, run->positions,
-                              model->types.weight, run->types);
+  ft_tensor *h = ft_embedding(context, ft__effective(run, &model->words).weight, run->ids,
+                              ft__effective(run, &model->positions).weight, run->positions,
+                              ft__effective(run, &model->types).weight, run->types);
   h = ft__apply_norm(context, run, h, NULL, &model->embedding_norm, 0, 0, NULL);
   h = ft_dropout(context, h, run->training ? model->config.hidden_dropout : 0, ft__site(0, FT__SITE_EMBEDDING));
-  return model->projection.weight ? ft__apply_linear(context, h, &model->projection, FT_IDENTITY) : h;
+  return model->projection.weight ? ft__apply_linear(context, run, h, &model->projection, FT_IDENTITY, 0, 0) : h;
 }
 
 /* Layer number `index` of config.layers * config.layers_of_group; the result goes into `into` unless that is NULL. */
@@ -11533,16 +11722,16 @@ static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int
   const ft__layer *layer = &model->layers[group * inner + index % inner];
   double hidden_dropout = run->training ? config->hidden_dropout : 0;
   double attention_dropout = run->training ? config->attention_dropout : 0;
-  ft_tensor *query = ft__apply_linear(context, h, &layer->query, FT_IDENTITY);
-  ft_tensor *key = ft__apply_linear(context, h, &layer->key, FT_IDENTITY);
-  ft_tensor *value = ft__apply_linear(context, h, &layer->value, FT_IDENTITY);
+  ft_tensor *query = ft__apply_linear(context, run, h, &layer->query, FT_IDENTITY, index + 1, 0);
+  ft_tensor *key = ft__apply_linear(context, run, h, &layer->key, FT_IDENTITY, index + 1, 1);
+  ft_tensor *value = ft__apply_linear(context, run, h, &layer->value, FT_IDENTITY, index + 1, 2);
   ft_tensor *a = ft_attention(context, query, key, value, run->offsets, run->lengths, run->longest, config->heads,
                               attention_dropout, ft__site(index + 1, FT__SITE_ATTENTION));
-  a = ft__apply_linear(context, a, &layer->attention_output, FT_IDENTITY);
+  a = ft__apply_linear(context, run, a, &layer->attention_output, FT_IDENTITY, index + 1, 3);
   h = ft__apply_norm(context, run, a, h, &layer->attention_norm, family->attention_output_dropout ? hidden_dropout : 0,
                      ft__site(index + 1, FT__SITE_ATTENTION_OUTPUT), NULL);
-  a = ft__apply_linear(context, h, &layer->feed_forward_in, config->activation);
-  a = ft__apply_linear(context, a, &layer->feed_forward_out, FT_IDENTITY);
+  a = ft__apply_linear(context, run, h, &layer->feed_forward_in, config->activation, index + 1, 4);
+  a = ft__apply_linear(context, run, a, &layer->feed_forward_out, FT_IDENTITY, index + 1, 5);
   return ft__apply_norm(context, run, a, h, &layer->feed_forward_norm,
                         family->feed_forward_dropout ? hidden_dropout : 0, ft__site(index + 1, FT__SITE_FEED_FORWARD),
                         into);
@@ -11572,7 +11761,7 @@ static ft_tensor *ft__run_layers_in_turn(ft_context *context, const ft__forward 
 static ft_tensor *ft__run_layers(ft_context *context, const ft__forward *run, const ft_forward_options *options,
                                  int first, ft_tensor *h, ft_output *output) {
   int inner = run->model->config.layers_of_group, end = options->parts ? options->parts - 1 : run->model->config.layers;
-  int i, recorded = context->no_grad ? end : ft_model_frozen_parts(run->model) - 1;
+  int i, recorded = context->no_grad ? end : ft_model_frozen_parts(run->model, run->adapter) - 1;
   if (recorded > end) recorded = end;
   if (recorded < first || options->hidden_states) recorded = first;
   if (options->hidden_states) output->hidden_states[first] = h;
@@ -11592,16 +11781,24 @@ static ft_tensor *ft__run_head(ft_context *context, const ft__forward *run, ft_t
   int last = config->layers * config->layers_of_group + 1;
   if (run->rows) h = ft_gather_rows(context, h, run->rows);
   if (config->task == FT_TASK_MASKED) {
-    h = ft__apply_linear(context, h, &model->dense, config->head_activation);
+    h = ft__apply_linear(context, run, h, &model->dense, config->head_activation, last, 0);
     h = ft__apply_norm(context, run, h, NULL, &model->norm, 0, 0, NULL);
-    return ft__apply_linear(context, h, &model->classifier, FT_IDENTITY);
+    return ft_linear(context, h, model->classifier.weight, model->classifier.bias, FT_IDENTITY);
   }
   if (ft__is_over_texts(model)) {
     if (model->family->dropout_before_dense) h = ft_dropout(context, h, dropout, ft__site(last, FT__SITE_HEAD_DENSE));
-    h = ft__apply_linear(context, h, &model->dense, config->head_activation);
+    h = ft__apply_linear(context, run, h, &model->dense, config->head_activation, last, 0);
   }
   h = ft_dropout(context, h, dropout, ft__site(last, FT__SITE_HEAD));
-  return ft__apply_linear(context, h, &model->classifier, FT_IDENTITY);
+  return ft__apply_linear(context, run, h, &model->classifier, FT_IDENTITY, last, 1);
+}
+
+static ft_status ft__check_adapter(ft_context *context, const ft_model *model, const ft_adapter *adapter) {
+  if (adapter->merged)
+    return ft__error(context, FT_ERROR_ARGUMENT, "the adapter is merged into its model: run the model alone");
+  if (adapter->module_count == model->module_count) return FT_OK;
+  return ft__error(context, FT_ERROR_ARGUMENT, "the adapter was made for another model: for %lld modules, not %lld",
+                   (long long)adapter->module_count, (long long)model->module_count);
 }
 
 struct ft_features { /* made in >>frozen features */
@@ -11659,7 +11856,7 @@ static ft_tensor *ft__upload_features(ft_context *context, const ft_batch *batch
 /* options->parts and options->features must fit the model. */
 static ft_status ft__check_parts(ft_context *context, const ft_model *model, const ft_forward_options *options) {
   const ft_features *features = options->features;
-  int frozen = ft_model_frozen_parts(model), parts = model->config.layers + 1;
+  int frozen = ft_model_frozen_parts(model, options->adapter), parts = model->config.layers + 1;
   if (options->parts < 0 || options->parts > parts || (features && options->parts && options->parts < features->parts))
     return ft__error(context, FT_ERROR_ARGUMENT, "cannot run the lowest %d of %d parts%s", options->parts, parts,
                      features ? " from features" : "");
@@ -11667,6 +11864,8 @@ static ft_status ft__check_parts(ft_context *context, const ft_model *model, con
   if (features->columns != model->config.hidden_size || features->parts > parts || !options->feature_rows ||
       (features->first_tokens && !ft__is_over_texts(model)))
     return ft__error(context, FT_ERROR_ARGUMENT, "the features were made by another model, or feature_rows is missing");
+  if (ft__adapter_lowest(options->adapter, parts) < features->parts)
+    return ft__error(context, FT_ERROR_ARGUMENT, "the features are the output of parts that the adapter changes");
   if (context->no_grad == 0 && frozen < features->parts)
     return ft__error(context, FT_ERROR_ARGUMENT,
                      "the features are the output of the model's lowest %d parts, but only %d of them are frozen",
@@ -11685,8 +11884,10 @@ FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, co
   if (!model || !batch) return ft__null_status(context, "ft_model_forward needs a model and a batch");
   if (!options) options = &none;
   if (model->shapes_only) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights");
+  if (options->adapter && ft__check_adapter(context, model, options->adapter) != FT_OK) return context->status;
   if (ft__check_parts(context, model, options) != FT_OK) return context->status;
   run.model = model;
+  run.adapter = options->adapter;
   run.training = options->training;
   if (ft__upload_batch(context, batch, options, &run) != FT_OK) return context->status;
   h = options->features ? ft__upload_features(context, batch, options, &run) : ft__embed_tokens(context, &run);
@@ -11733,6 +11934,1148 @@ FT_API ft_tensor *ft_model_loss(ft_context *context, const ft_model *model, ft_t
   divisor *= (double)model->config.labels; /* the mean over a text's classes */
   return model->config.task == FT_TASK_MULTI_LABEL ? ft_binary_cross_entropy_loss(context, logits, wanted, divisor)
                                                    : ft_squared_error_loss(context, logits, wanted, divisor);
+}
+/* =====================================================================================================================
+   >>adapters: LoRA, and the directories in which PEFT keeps it
+
+   LoRA (Hu et al. 2021) freezes a linear layer W [out, in] and learns a correction of low rank r beside it:
+
+       y = x W^T + b + s drop(x) A^T B^T        A [r, in], B [out, r];  s = alpha / r, or alpha / sqrt(r) for rsLoRA
+
+   A starts uniform in (-1, 1) / sqrt(in), B at zero. Of the r (in + out) numbers learned, none has to be kept apart
+   when the model is used: W + s B A is a matrix like W (merging). DoRA (Liu et al. 2024) learns the length of each of
+   its rows too, m [out], which starts at W's; the norm is a constant in the backward pass, as the paper has it:
+
+       y = g (x' W^T + s x' A^T B^T) + (x - x') W^T + b        x' = drop(x),  g = m / norm of the rows of W + s B A
+
+   Modules that are too new for a correction, such as the head, are copied and trained whole.
+
+   A PEFT directory holds adapter_config.json and adapter_model.safetensors with, for a module of that path,
+
+       base_model.model.PATH.lora_A.weight, .lora_B.weight, .lora_magnitude_vector       an update
+       base_model.model.PATH.weight, .bias                                               a copy
+       base_model.model.PATH.base_layer.bias, base_model.model.PATH.bias                 where biases trained too
+
+   The configuration says which modules these are, by their paths ("bert.pooler.dense"): target_modules lists names that
+   a path must be or end with after a dot, or is a regular expression for the whole path. modules_to_save lists ends of
+   paths, of a module or of one that contains it, without asking for a dot: "classifier" means pre_classifier too. */
+
+/* ---- regular expressions: what target_modules and the patterns of ranks are written in ----
+
+   The places of a text at which a match may stand after reading a part of the pattern are a set of bits. Each part maps
+   the set before it to the set behind it, so nothing is tried twice and there is no backtracking. */
+
+typedef struct ft__places {
+  uint64_t bits[4];
+} ft__places;
+
+typedef struct ft__regex {
+  const char *at; /* in the pattern */
+  const char *text;
+  int length, depth, work;
+  const char *problem; /* NULL: none */
+} ft__regex;
+
+static bool ft__place_is(const ft__places *places, int i) { return (places->bits[i / 64] >> (i % 64) & 1) != 0; }
+static void ft__place_set(ft__places *places, int i) { places->bits[i / 64] |= (uint64_t)1 << (i % 64); }
+
+static ft__places ft__regex_alternatives(ft__regex *regex, ft__places before);
+
+static bool ft__regex_fail(ft__regex *regex, const char *problem) {
+  if (!regex->problem) regex->problem = problem;
+  regex->at += strlen(regex->at);
+  return false;
+}
+
+/* Whether a character belongs to \d, \w, \s, in capitals to their complements, or is an escaped sign. */
+static bool ft__regex_escaped(ft__regex *regex, char escape, char c) {
+  bool digit = c >= '0' && c <= '9', member = digit;
+  char kind = (char)(escape | 32);
+  if (kind == 'w')
+    member = digit || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+  else if (kind == 's')
+    member = c == ' ' || (c >= 9 && c <= 13);
+  else if (kind != 'd') {
+    if (escape == 0 || ft__regex_escaped(regex, 'w', escape))
+      return ft__regex_fail(regex, "an escape other than \\d, \\w, \\s, \\D, \\W, \\S or a sign");
+    return c == escape;
+  }
+  return member != (escape != kind);
+}
+
+/* One sign or class of signs at `at`, against c; *end is where it ends. */
+static bool ft__regex_class(ft__regex *regex, const char *at, const char **end, char c) {
+  bool found = false, negated;
+  if (*at == '\\') {
+    *end = at + (at[1] ? 2 : 1);
+    return ft__regex_escaped(regex, at[1], c);
+  }
+  *end = at + 1;
+  if (*at != '[') return *at == '.' ? c != '\n' : c == *at;
+  negated = *++at == '^';
+  if (negated) ++at;
+  do { /* a ] in the first place is a sign */
+    if (*at == 0) return ft__regex_fail(regex, "a [ without ]");
+    if (*at == '\\') {
+      found = ft__regex_escaped(regex, at[1], c) || found;
+      at += at[1] ? 2 : 1;
+    } else if (at[1] == '-' && at[2] && at[2] != ']') {
+      found = found || (c >= at[0] && c <= at[2]);
+      at += 3;
+    } else {
+      found = found || c == *at;
+      ++at;
+    }
+  } while (*at != ']');
+  *end = at + 1;
+  return found != negated;
+}
+
+static ft__places ft__regex_atom(ft__regex *regex, ft__places before) {
+  ft__places after;
+  const char *start = regex->at;
+  int i;
+  memset(&after, 0, sizeof after);
+  if (++regex->work > 100000) {
+    ft__regex_fail(regex, "too much repetition within repetition");
+  } else if (*start == '(') {
+    if (start[1] == '?' && start[2] != ':') {
+      ft__regex_fail(regex, "a group that begins with (?");
+      return after;
+    }
+    regex->at += start[1] == '?' ? 3 : 1;
+    if (++regex->depth > 30) ft__regex_fail(regex, "more than 30 groups within each other");
+    after = ft__regex_alternatives(regex, before);
+    --regex->depth;
+    if (*regex->at == ')')
+      ++regex->at;
+    else
+      ft__regex_fail(regex, "a ( without )");
+  } else if (strchr("*+?{", *start)) {
+    ft__regex_fail(regex, "a repetition of nothing, or {");
+  } else if (*start == '^' || *start == '$') {
+    i = *start == '^' ? 0 : regex->length;
+    if (ft__place_is(&before, i)) ft__place_set(&after, i);
+    ++regex->at;
+  } else {
+    const char *end = start + 1;
+    ft__regex_class(regex, start, &end, 'a'); /* also where no place is left: to find its end */
+    for (i = 0; i < regex->length; ++i) {
+      if (!ft__place_is(&before, i)) continue;
+      if (ft__regex_class(regex, start, &end, regex->text[i])) ft__place_set(&after, i + 1);
+      regex->work += (int)(end - start);
+    }
+    if (!regex->problem) regex->at = end;
+  }
+  return after;
+}
+
+/* An atom with the repetition behind it. */
+static ft__places ft__regex_piece(ft__regex *regex, ft__places before) {
+  const char *start = regex->at;
+  ft__places after = ft__regex_atom(regex, before), reached, fresh = after;
+  char sign = *regex->at;
+  bool grows = true;
+  int i;
+  if (sign == 0 || !strchr("*+?{", sign)) return after;
+  if (sign == '{') ft__regex_fail(regex, "{");
+  for (reached = after; sign != '?' && grows && !regex->problem;) {
+    grows = false;
+    regex->at = start;
+    after = ft__regex_atom(regex, fresh);
+    for (i = 0; i < 4; ++i) {
+      fresh.bits[i] = after.bits[i] & ~reached.bits[i];
+      reached.bits[i] |= after.bits[i];
+      grows = grows || fresh.bits[i];
+    }
+  }
+  for (i = 0; i < 4 && sign != '+'; ++i) reached.bits[i] |= before.bits[i];
+  if (*regex->at) ++regex->at;
+  if (*regex->at == '?') ++regex->at; /* lazy: the same matches of a whole text */
+  if (*regex->at == '+') ft__regex_fail(regex, "a repetition that ends with +");
+  return reached;
+}
+
+static ft__places ft__regex_alternatives(ft__regex *regex, ft__places before) {
+  ft__places all, branch;
+  int i;
+  memset(&all, 0, sizeof all);
+  for (;; ++regex->at) {
+    branch = before;
+    while (*regex->at && *regex->at != '|' && *regex->at != ')') branch = ft__regex_piece(regex, branch);
+    for (i = 0; i < 4; ++i) all.bits[i] |= branch.bits[i];
+    if (*regex->at != '|') return all;
+  }
+}
+
+/* Does the pattern match the whole text, or with `anywhere` also an end of it that begins behind a dot? *matches says.
+   A pattern that this chapter does not read is an error. */
+static ft_status ft__regex_match(ft_context *context, const char *pattern, const char *text, bool anywhere,
+                                 bool *matches) {
+  ft__regex regex;
+  ft__places places;
+  int i;
+  memset(&regex, 0, sizeof regex);
+  memset(&places, 0, sizeof places);
+  regex.at = pattern;
+  regex.text = text;
+  regex.length = (int)strlen(text);
+  ft__place_set(&places, 0);
+  for (i = 0; i < regex.length && anywhere; ++i)
+    if (text[i] == '.') ft__place_set(&places, i + 1);
+  places = ft__regex_alternatives(&regex, places);
+  if (*regex.at) ft__regex_fail(&regex, "a ) without (");
+  *matches = !regex.problem && ft__place_is(&places, regex.length);
+  if (!regex.problem) return FT_OK;
+  return ft__error(context, FT_ERROR_UNSUPPORTED, "the regular expression \"%.200s\" has %s, which is not supported",
+                   pattern, regex.problem);
+}
+
+/* ---- which modules ---- */
+
+/* What selects modules. The lists are adapter_config.json's: strings, arrays of strings, or objects of numbers by
+   pattern; NULL where there is none. */
+typedef struct ft__selection {
+  const char *file; /* for messages */
+  const ft_json *targets, *excluded, *saved, *layers, *layers_pattern, *ranks, *alphas;
+  bool saves_head; /* and "classifier" and "score" */
+} ft__selection;
+
+/* Is the path, or that of a module around it, one that ends so? */
+static bool ft__is_within(const char *path, const char *end) {
+  size_t length = strlen(end);
+  for (path = strstr(path, end); path && length; path = strstr(path + 1, end))
+    if (path[length] == 0 || path[length] == '.') return true;
+  return false;
+}
+
+static bool ft__is_saved(const ft__selection *selection, const char *path) {
+  const ft_json *end;
+  if (selection->saves_head && (ft__is_within(path, "classifier") || ft__is_within(path, "score"))) return true;
+  for (end = selection->saved ? selection->saved->child : NULL; end; end = end->next)
+    if (ft__is_within(path, end->string)) return true;
+  return false;
+}
+
+/* PEFT's layer number of a path: the first number between dots that has two names before it, or one that matches
+   layers_pattern. -1: none. */
+static ft_status ft__layer_number(ft_context *context, const ft__selection *selection, const char *path, long *number) {
+  const ft_json *patterns = selection->layers_pattern;
+  const ft_json *pattern = patterns && patterns->type == FT_JSON_ARRAY ? patterns->child : patterns;
+  bool any = !patterns || (patterns->type == FT_JSON_ARRAY && !patterns->child) ||
+             (patterns->type == FT_JSON_STRING && !patterns->string_length);
+  *number = -1;
+  do {
+    const char *dot;
+    for (dot = strchr(path, '.'); dot; dot = strchr(dot + 1, '.')) {
+      size_t digits = strspn(dot + 1, "0123456789");
+      char before[256];
+      bool matches = true;
+      if (!digits || dot[1 + digits] != '.') continue;
+      snprintf(before, sizeof before, "%.*s", (int)(dot - path), path);
+      if (any)
+        matches = strchr(before, '.') != NULL;
+      else if (ft__regex_match(context, pattern->string, before, true, &matches) != FT_OK)
+        return context->status;
+      if (!matches) continue;
+      *number = strtol(dot + 1, NULL, 10);
+      return FT_OK;
+    }
+    pattern = any ? NULL : pattern->next;
+  } while (pattern && patterns->type == FT_JSON_ARRAY);
+  return FT_OK;
+}
+
+/* layers_to_transform: a number, or a list of them; none: all layers. */
+static ft_status ft__in_layers(ft_context *context, const ft__selection *selection, const char *path, bool *in) {
+  const ft_json *layers = selection->layers, *layer;
+  long number;
+  *in = !layers || (layers->type == FT_JSON_ARRAY && !layers->child);
+  if (*in) return FT_OK;
+  if (ft__layer_number(context, selection, path, &number) != FT_OK) return context->status;
+  for (layer = layers->type == FT_JSON_ARRAY ? layers->child : layers; layer; layer = layer->next) {
+    if (layer->is_integer && layer->integer == number) *in = true;
+    if (layer == layers) break;
+  }
+  return FT_OK;
+}
+
+/* Does a list (names: the path itself, or its end behind a dot) or a string (a regular expression) select the path? */
+static ft_status ft__listed(ft_context *context, const ft_json *list, const char *path, bool *exactly, bool *listed) {
+  const ft_json *name;
+  *exactly = *listed = false;
+  if (!list) return FT_OK;
+  if (list->type == FT_JSON_STRING) {
+    *exactly = true;
+    return ft__regex_match(context, list->string, path, false, listed);
+  }
+  for (name = list->child; name; name = name->next) {
+    size_t length = strlen(path);
+    if (strcmp(path, name->string) == 0) *exactly = *listed = true;
+    if (length > name->string_length && path[length - name->string_length - 1] == '.' &&
+        ft__ends_with(path, name->string))
+      *listed = true;
+  }
+  return FT_OK;
+}
+
+static bool ft__same_text(const char *a, const char *b) { /* but for the case of letters */
+  while (*a && (*a | 32) == (*b | 32)) ++a, ++b;
+  return *a == *b;
+}
+
+/* Does the module at path get an update? */
+static ft_status ft__is_target(ft_context *context, const ft__selection *selection, const char *path, bool is_linear,
+                               bool *is_target) {
+  bool exactly, found;
+  *is_target = false;
+  if (ft__listed(context, selection->excluded, path, &exactly, &found) != FT_OK) return context->status;
+  if (found || ft__is_saved(selection, path)) return FT_OK;
+  if (selection->targets->type == FT_JSON_STRING && ft__same_text(selection->targets->string, "all-linear")) {
+    *is_target = is_linear;
+    return FT_OK;
+  }
+  if (ft__listed(context, selection->targets, path, &exactly, &found) != FT_OK) return context->status;
+  if (found && !exactly && ft__in_layers(context, selection, path, &found) != FT_OK) return context->status;
+  if (found && !is_linear)
+    return ft__error(context, FT_ERROR_UNSUPPORTED, "%s: the target %s is not a linear layer: it gets no update",
+                     selection->file, path);
+  *is_target = found;
+  return FT_OK;
+}
+
+/* The number that rank_pattern or alpha_pattern gives a path: that of the first pattern that matches its end. */
+static ft_status ft__pattern_number(ft_context *context, const ft_json *patterns, const char *path, double *number) {
+  const ft_json *pattern;
+  bool matches = false;
+  for (pattern = patterns ? patterns->child : NULL; pattern && !matches; pattern = pattern->next) {
+    if (ft__regex_match(context, pattern->key, path, true, &matches) != FT_OK) return context->status;
+    if (matches) *number = pattern->number;
+  }
+  return FT_OK;
+}
+
+/* ---- parameters ---- */
+
+FT_API int64_t ft_adapter_parameter_count(const ft_adapter *adapter) { return adapter ? adapter->parameter_count : 0; }
+FT_API const ft_parameter *ft_adapter_parameter(const ft_adapter *adapter, int64_t index) {
+  return &adapter->parameters[index];
+}
+
+FT_API int64_t ft_adapter_size(const ft_adapter *adapter) {
+  int64_t i, size = 0;
+  for (i = 0; i < ft_adapter_parameter_count(adapter); ++i) size += ft_tensor_count(adapter->parameters[i].tensor);
+  return size;
+}
+
+/* The parameters of a model and then those of an adapter (or NULL), by their number; NULL: there are no more. Whatever
+   works on "all that trains" walks this list. */
+static const ft_parameter *ft__any_parameter(const ft_model *model, const ft_adapter *adapter, int64_t index) {
+  if (index < ft_model_parameter_count(model)) return ft_model_parameter(model, index);
+  index -= ft_model_parameter_count(model);
+  return index < ft_adapter_parameter_count(adapter) ? ft_adapter_parameter(adapter, index) : NULL;
+}
+
+static const ft_parameter *ft__parameter_of(const ft_model *model, const ft_tensor *tensor) {
+  int64_t i = 0;
+  while (model->parameters[i].tensor != tensor) ++i;
+  return &model->parameters[i];
+}
+
+typedef struct ft__adapter_builder { /* what making an adapter takes */
+  ft_context *context;
+  const ft_model *model;
+  ft_adapter *adapter;
+  ft__selection selection;
+  int rank; /* where no pattern says otherwise */
+  double alpha;
+  bool rslora, dora, all_biases, target_biases; /* the last: those of the targets */
+  ft_safetensors *file;                         /* NULL: it is made anew */
+  const char *directory;
+  uint64_t seed;
+} ft__adapter_builder;
+
+/* A module's path in an adapter's configuration and files; path has 256 bytes. */
+static void ft__adapter_path(const ft_model *model, const ft_adapter *adapter, const ft__module *module, char *path) {
+  const char *name = module->weight->name;
+  if (adapter->inner && ft__in_base_model(model, name)) name += strlen(model->family->prefix);
+  snprintf(path, 256, "%.*s", (int)(strlen(name) - strlen(".weight")), name);
+}
+
+/* The file's tensor base_model.model.PATH + suffix, or NULL. */
+static const ft_safetensors_entry *ft__adapter_entry(const ft__adapter_builder *b, const char *path,
+                                                     const char *suffix) {
+  char name[400];
+  snprintf(name, sizeof name, "base_model.model.%s%s", path, suffix);
+  return ft_safetensors_find(b->file, name);
+}
+
+static bool ft__tensor_copy(ft_context *context, const ft_tensor *from, ft_tensor *to) {
+  void *values = ft__allocate(context, ft__tensor_bytes(from));
+  bool ok = values && ft_tensor_read(context, from, values) == FT_OK && ft_tensor_write(context, to, values) == FT_OK;
+  ft__release(context, values);
+  return ok;
+}
+
+/* Fills a new tensor with uniform numbers in [-limit, limit). */
+static bool ft__write_uniform(ft__adapter_builder *b, ft_tensor *tensor, double limit) {
+  uint32_t site = (uint32_t)b->adapter->parameter_count;
+  int64_t i, count = ft_tensor_count(tensor);
+  ft_real *values = (ft_real *)ft__allocate(b->context, ft__tensor_bytes(tensor));
+  bool ok = values != NULL;
+  for (i = 0; ok && i < count; ++i)
+    values[i] = (ft_real)(limit * (2 * ft__random_uniform(b->seed, site, (uint64_t)i) - 1));
+  ok = ok && ft_tensor_write(b->context, tensor, values) == FT_OK;
+  ft__release(b->context, values);
+  return ok;
+}
+
+/* Adds a parameter of the module at path. Its values are the file's; without a file those of `from`, or zero, or if
+   `limit` is not 0 uniform in (-limit, limit). NULL after an error. */
+static ft_tensor *ft__adapter_add(ft__adapter_builder *b, const ft__module *module, const char *path,
+                                  const char *suffix, int dimensions, int64_t rows, int64_t columns,
+                                  const ft_tensor *from, double limit) {
+  ft_context *context = b->context;
+  ft_adapter *adapter = b->adapter;
+  const ft_safetensors_entry *entry;
+  ft_parameter *parameter;
+  char full[300];
+  int64_t shape[2];
+  shape[0] = rows, shape[1] = columns;
+  snprintf(full, sizeof full, "base_model.model.%s", path);
+  parameter = ft__list_parameter(context, &adapter->parameters, &adapter->parameter_count, &adapter->parameter_capacity,
+                                 full, suffix, dimensions, shape);
+  if (!parameter) return NULL;
+  parameter->decays = !ft__ends_with(suffix, "bias") && module->kind != FT__NORM;
+  parameter->layer = ft__parameter_of(b->model, module->weight)->layer;
+  if (b->file) {
+    if (!(entry = ft__adapter_entry(b, path, suffix))) {
+      ft__error(context, FT_ERROR_FORMAT, "%s: adapter_model.safetensors lacks %s", b->directory, parameter->name);
+      return NULL;
+    }
+    return ft__load_parameter(context, b->file, parameter, entry, b->directory) == FT_OK ? parameter->tensor : NULL;
+  }
+  if (b->model->shapes_only) return parameter->tensor;
+  if (ft__tensor_allocate(context, parameter->tensor) != FT_OK ||
+      (from && !ft__tensor_copy(context, from, parameter->tensor)))
+    return NULL;
+  if (limit != 0 && !ft__write_uniform(b, parameter->tensor, limit)) return NULL;
+  return parameter->tensor;
+}
+
+/* DoRA's m at the start: the lengths of the rows of W [out, in]. */
+static ft_status ft__write_row_norms(ft_context *context, const ft_tensor *weight, ft_tensor *norms) {
+  int64_t i, j, rows = weight->shape[0], columns = weight->shape[1];
+  ft_real *values = (ft_real *)ft__allocate(context, ft__tensor_bytes(weight));
+  ft_status status = values ? ft_tensor_read(context, weight, values) : context->status;
+  for (i = 0; status == FT_OK && i < rows; ++i) {
+    double sum = 0;
+    for (j = 0; j < columns; ++j) sum += (double)values[i * columns + j] * (double)values[i * columns + j];
+    values[i] = (ft_real)sqrt(sum); /* in place: row i - 1 and those before it are done with */
+  }
+  if (status == FT_OK) status = ft_tensor_write(context, norms, values);
+  ft__release(context, values);
+  return status;
+}
+
+/* Gives a module its low-rank update. */
+static bool ft__adapt_linear(ft__adapter_builder *b, const ft__module *module, const char *path) {
+  ft__adaptation *change = &b->adapter->modules[module->number];
+  int64_t out = module->weight->shape[0], in = module->weight->shape[1];
+  double rank = b->rank, alpha = b->alpha;
+  if (ft__pattern_number(b->context, b->selection.ranks, path, &rank) != FT_OK ||
+      ft__pattern_number(b->context, b->selection.alphas, path, &alpha) != FT_OK)
+    return false;
+  if (!(rank >= 1 && rank <= FT__MAX_RANK && rank == floor(rank))) {
+    ft__error(b->context, FT_ERROR_ARGUMENT, "%s: the rank of %s is %g: it must be a whole number from 1 to %d",
+              b->selection.file, path, rank, FT__MAX_RANK);
+    return false;
+  }
+  change->scale = alpha / (b->rslora ? sqrt(rank) : rank);
+  change->a = ft__adapter_add(b, module, path, ".lora_A.weight", 2, (int64_t)rank, in, NULL, 1 / sqrt((double)in));
+  if (change->a) change->b = ft__adapter_add(b, module, path, ".lora_B.weight", 2, out, (int64_t)rank, NULL, 0);
+  if (!change->b || !b->dora) return change->b != NULL;
+  change->magnitude = ft__adapter_add(b, module, path, ".lora_magnitude_vector", 1, out, 0, NULL, 0);
+  return change->magnitude && (b->file || b->model->shapes_only ||
+                               ft__write_row_norms(b->context, module->weight, change->magnitude) == FT_OK);
+}
+
+/* Did the model's files lack the module, so that it is new and random? Without a copy of it nobody could use the
+   adapter. Of a model that is new as a whole this does not help. */
+static bool ft__is_new(const ft_model *model, const ft__module *module) {
+  return ft__parameter_of(model, model->words.weight)->loaded && !ft__parameter_of(model, module->weight)->loaded;
+}
+
+/* A copy of a module's bias, or of what stands in its place. */
+static bool ft__adapt_bias(ft__adapter_builder *b, const ft__module *module, const char *path, const char *suffix) {
+  ft__adaptation *change = &b->adapter->modules[module->number];
+  if (module->bias)
+    change->bias = ft__adapter_add(b, module, path, suffix, 1, module->bias->shape[0], 0, module->bias, 0);
+  return !module->bias || change->bias;
+}
+
+/* Decides what the adapter does to a module, and makes or reads its parameters. */
+static bool ft__adapt_module(ft__adapter_builder *b, const ft__module *module) {
+  ft__adaptation *change = &b->adapter->modules[module->number];
+  const ft_tensor *weight = module->weight;
+  bool is_target, is_saved, is_tied = b->model->config.task == FT_TASK_MASKED && b->model->has_head;
+  char path[256];
+  ft__adapter_path(b->model, b->adapter, module, path);
+  is_saved = ft__is_saved(&b->selection, path);
+  if (is_saved && is_tied && (module == &b->model->words || !ft__in_base_model(b->model, weight->name))) {
+    ft__error(b->context, FT_ERROR_UNSUPPORTED,
+              "%s: %s is tied to the word embeddings: it cannot be in modules_to_save", b->selection.file, path);
+    return false;
+  }
+  if (is_saved || (!b->file && ft__is_new(b->model, module))) {
+    change->weight = ft__adapter_add(b, module, path, ".weight", weight->dimensions, weight->shape[0],
+                                     weight->dimensions > 1 ? weight->shape[1] : 0, weight, 0);
+    return change->weight && ft__adapt_bias(b, module, path, ".bias");
+  }
+  if (ft__is_target(b->context, &b->selection, path, module->kind == FT__LINEAR, &is_target) != FT_OK) return false;
+  /* An encoder's pooler stands outside what an adapter made with a head knows. */
+  if (is_target && b->file && !b->model->has_head && module == &b->model->dense &&
+      !ft__adapter_entry(b, path, ".lora_A.weight"))
+    is_target = false;
+  if (is_target && !ft__adapt_linear(b, module, path)) return false;
+  if (!b->all_biases && !(b->target_biases && is_target)) return true;
+  return ft__adapt_bias(b, module, path, is_target ? ".base_layer.bias" : ".bias");
+}
+
+/* ---- adapter_config.json ---- */
+
+enum { FT__MAX_NAMES = 4096, FT__MAX_PATTERNS = 256 };
+
+/* Is an option of PEFT switched on? Numbers are settings of something that a switch turns on. */
+static bool ft__is_active(const ft_json *member) {
+  return member->type == FT_JSON_STRING || member->count > 0 || (member->type == FT_JSON_BOOLEAN && member->boolean);
+}
+
+/* Refuses options that would change the result and are not known here. */
+static bool ft__check_peft_options(ft_context *context, const ft_json *json, const char *file) {
+  static const char *const known[] = {
+      "peft_type",         "task_type",      "auto_mapping",        "base_model_name_or_path",
+      "revision",          "inference_mode", "peft_version",        "r",
+      "lora_alpha",        "lora_dropout",   "target_modules",      "exclude_modules",
+      "modules_to_save",   "bias",           "use_rslora",          "use_dora",
+      "rank_pattern",      "alpha_pattern",  "layers_to_transform", "layers_pattern",
+      "fan_in_fan_out", /* nn.Linear has none of it, and PEFT turns it off */
+      "init_lora_weights", "megatron_core",  "ensure_weight_tying", "runtime_config",
+      "loftq_config",      "eva_config",     "corda_config",        "lora_ga_config" /* of init_lora_weights */};
+  static const char *const starts[] = {"gaussian", "eva", "orthogonal"}; /* others change the base model's weights */
+  const ft_json *member, *start = ft_json_get(json, "init_lora_weights");
+  size_t i;
+  for (member = json->child; member; member = member->next) {
+    for (i = 0; i < sizeof known / sizeof known[0] && strcmp(member->key, known[i]) != 0;) ++i;
+    if (i < sizeof known / sizeof known[0] || !ft__is_active(member)) continue;
+    ft__error(context, FT_ERROR_UNSUPPORTED, "%s: the option \"%.100s\" is not supported", file, member->key);
+    return false;
+  }
+  if (!start || start->type != FT_JSON_STRING) return true;
+  for (i = 0; i < sizeof starts / sizeof starts[0]; ++i)
+    if (strcmp(start->string, starts[i]) == 0) return true;
+  ft__error(context, FT_ERROR_UNSUPPORTED, "%s: init_lora_weights \"%.100s\" is not supported", file, start->string);
+  return false;
+}
+
+/* A member that is a list of `type`, or with `single` one such value; *list NULL if it is absent or null. */
+static bool ft__config_list(ft_context *context, const ft_json *json, const char *file, const char *key,
+                            ft_json_type container, ft_json_type type, bool single, int64_t limit,
+                            const ft_json **list) {
+  const ft_json *member = ft__config_member(context, json, file, key, false), *child;
+  bool ok = !member || (single && member->type == type) || (member->type == container && member->count <= limit);
+  *list = member;
+  for (child = ok && member && member->type == container ? member->child : NULL; child; child = child->next)
+    ok = ok && child->type == type;
+  if (ok) return true;
+  ft__error(context, FT_ERROR_FORMAT, "%s: \"%s\" must be a list of at most %lld %s", file, key, (long long)limit,
+            type == FT_JSON_STRING ? "strings" : "numbers");
+  return false;
+}
+
+static bool ft__config_flag(const ft_json *json, const char *key) {
+  const ft_json *member = ft_json_get(json, key);
+  return member && member->type == FT_JSON_BOOLEAN && member->boolean;
+}
+
+static bool ft__text_is(const ft_json *json, const char *key, const char *text) {
+  const ft_json *member = ft_json_get(json, key);
+  return member && member->type == FT_JSON_STRING && strcmp(member->string, text) == 0;
+}
+
+/* PEFT adds "classifier" and "score" to modules_to_save for these tasks. */
+static bool ft__saves_head(const ft_json *config) {
+  return ft__text_is(config, "task_type", "SEQ_CLS") || ft__text_is(config, "task_type", "TOKEN_CLS");
+}
+
+static bool ft__adapter_lists(ft_context *context, const ft_json *json, ft__selection *s) {
+  const ft_json_type array = FT_JSON_ARRAY, text = FT_JSON_STRING, number = FT_JSON_NUMBER;
+  const char *file = s->file;
+  return ft__config_list(context, json, file, "target_modules", array, text, true, FT__MAX_NAMES, &s->targets) &&
+         ft__config_list(context, json, file, "exclude_modules", array, text, true, FT__MAX_NAMES, &s->excluded) &&
+         ft__config_list(context, json, file, "modules_to_save", array, text, false, FT__MAX_NAMES, &s->saved) &&
+         ft__config_list(context, json, file, "layers_to_transform", array, number, true, FT__MAX_NAMES, &s->layers) &&
+         ft__config_list(context, json, file, "layers_pattern", array, text, true, FT__MAX_PATTERNS,
+                         &s->layers_pattern) &&
+         ft__config_list(context, json, file, "rank_pattern", FT_JSON_OBJECT, number, false, FT__MAX_PATTERNS,
+                         &s->ranks) &&
+         ft__config_list(context, json, file, "alpha_pattern", FT_JSON_OBJECT, number, false, FT__MAX_PATTERNS,
+                         &s->alphas);
+}
+
+static bool ft__adapter_config(ft__adapter_builder *b) {
+  ft_context *context = b->context;
+  ft__selection *selection = &b->selection;
+  const ft_json *json = b->adapter->config;
+  const char *file = selection->file;
+  if (!ft__text_is(json, "peft_type", "LORA")) {
+    ft__error(context, FT_ERROR_UNSUPPORTED, "%s: \"peft_type\" is not \"LORA\"", file);
+    return false;
+  }
+  b->all_biases = ft__text_is(json, "bias", "all");
+  b->target_biases = ft__text_is(json, "bias", "lora_only");
+  if ((b->all_biases && b->model->config.task == FT_TASK_MASKED) ||
+      (!b->all_biases && !b->target_biases && !ft__text_is(json, "bias", "none") && ft_json_get(json, "bias"))) {
+    ft__error(context, FT_ERROR_UNSUPPORTED, "%s: \"bias\" is none, lora_only or, but for masked language models, all",
+              file);
+    return false;
+  }
+  if (!ft__check_peft_options(context, json, file) || !ft__adapter_lists(context, json, selection) ||
+      !ft__config_optional_size(context, json, file, "r", FT__MAX_RANK, 8, &b->rank) ||
+      !ft__config_number(context, json, file, "lora_alpha", -1e6, 1e6, 8, &b->alpha) ||
+      !ft__config_number(context, json, file, "lora_dropout", 0, 0.999, 0, &b->adapter->dropout))
+    return false;
+  b->rslora = ft__config_flag(json, "use_rslora");
+  b->dora = ft__config_flag(json, "use_dora");
+  selection->saves_head = ft__saves_head(json);
+  if (selection->targets) return true;
+  ft__error(context, FT_ERROR_FORMAT, "%s: \"target_modules\" is missing", file);
+  return false;
+}
+
+/* Do the file's names lack the base model's prefix? */
+static bool ft__is_inner(const ft_model *model, const ft_safetensors *file) {
+  static const char start[] = "base_model.model.";
+  int64_t i;
+  for (i = 0; i < ft_safetensors_count(file); ++i) {
+    const char *name = ft_safetensors_at(file, i)->name;
+    if (strncmp(name, start, sizeof start - 1) == 0 && ft__in_base_model(model, name + sizeof start - 1)) return false;
+  }
+  return true;
+}
+
+/* The file's tensors that no parameter took, such as what PEFT writes twice, are for the log. */
+static void ft__log_unused(const ft__adapter_builder *b) {
+  int64_t unused = ft_safetensors_count(b->file) - b->adapter->parameter_count;
+  if (unused > 0)
+    ft__log(b->context, FT_LOG_INFO, "%s: %lld tensors of adapter_model.safetensors are not used by this model",
+            b->directory, (long long)unused);
+}
+
+/* A name in modules_to_save without effect is more likely misspelt than meant; PEFT's names of heads are not. */
+static bool ft__check_saved(const ft__adapter_builder *b) {
+  const ft_json *name = b->selection.saved ? b->selection.saved->child : NULL;
+  int64_t i;
+  char path[256];
+  for (; name; name = name->next) {
+    bool found = strcmp(name->string, "classifier") == 0 || strcmp(name->string, "score") == 0;
+    for (i = 0; i < b->model->module_count && !found; ++i) {
+      ft__adapter_path(b->model, b->adapter, b->model->modules[i], path);
+      found = ft__is_within(path, name->string);
+    }
+    if (found) continue;
+    ft__error(b->context, FT_ERROR_ARGUMENT, "no module of the model has the name \"%.100s\" in modules_to_save",
+              name->string);
+    return false;
+  }
+  return true;
+}
+
+/* Makes an adapter by a configuration, which becomes its; its values are the file's, or with file NULL new. */
+static ft_adapter *ft__adapter_build(ft_context *context, const ft_model *model, ft_json *config, const char *name,
+                                     ft_safetensors *file, const char *directory, uint64_t seed) {
+  ft__adapter_builder b;
+  ft_adapter *adapter = (ft_adapter *)ft__allocate_zero(context, sizeof *adapter);
+  int64_t i;
+  bool ok, any = false;
+  if (!adapter) {
+    ft_json_free(config);
+    return NULL;
+  }
+  memset(&b, 0, sizeof b);
+  b.context = context, b.model = model, b.adapter = adapter, b.file = file, b.directory = directory, b.seed = seed;
+  b.selection.file = name;
+  adapter->owner = context;
+  adapter->config = config;
+  adapter->inner = file ? ft__is_inner(model, file) : !model->has_head;
+  adapter->module_count = model->module_count;
+  adapter->modules = (ft__adaptation *)ft__allocate_zero(context, (size_t)model->module_count * sizeof(ft__adaptation));
+  ok = adapter->modules && ft__adapter_config(&b) && (file || ft__check_saved(&b));
+  for (i = 0; ok && i < model->module_count; ++i) {
+    ok = ft__adapt_module(&b, model->modules[i]);
+    any = any || adapter->modules[i].a;
+  }
+  if (ok && !any)
+    ok = ft__error(context, FT_ERROR_ARGUMENT, "%s: no linear layer of the model is a target", name) == FT_OK;
+  if (ok && file) ft__log_unused(&b);
+  if (ok) return adapter;
+  ft_adapter_free(adapter);
+  return NULL;
+}
+
+FT_API void ft_adapter_free(ft_adapter *adapter) {
+  int64_t i;
+  if (!adapter) return;
+  for (i = 0; adapter->modules && i < adapter->module_count; ++i) {
+    ft_tensor_free(adapter->modules[i].kept_weight);
+    ft_tensor_free(adapter->modules[i].kept_bias);
+  }
+  ft__free_parameters(adapter->owner, adapter->parameters, adapter->parameter_count);
+  ft_json_free(adapter->config);
+  ft__release(adapter->owner, adapter->modules);
+  ft__release(adapter->owner, adapter);
+}
+
+/* ---- making one by options: they are written as a configuration ---- */
+
+/* "a,b" as ["a", "b"] */
+static void ft__append_names(ft__string *out, const char *names) {
+  ft__append(out, "[");
+  for (;; ++names) {
+    size_t length = strcspn(names, ",");
+    ft__append_json_string(out, names, length);
+    names += length;
+    if (!*names) break;
+    ft__append(out, ", ");
+  }
+  ft__append(out, "]");
+}
+
+/* "*.query,*.value" as the regular expression ".*\.query|.*\.value" */
+static void ft__append_globs(ft__string *out, const char *globs) {
+  ft__string regex;
+  memset(&regex, 0, sizeof regex);
+  regex.context = out->context;
+  for (; *globs; ++globs) {
+    if (*globs == '*' || *globs == '?')
+      ft__append(&regex, *globs == '*' ? ".*" : ".");
+    else if (*globs == '.' || *globs == ',')
+      ft__append(&regex, *globs == '.' ? "\\." : "|");
+    else
+      ft__append_bytes(&regex, globs, 1);
+  }
+  out->failed = out->failed || regex.failed;
+  if (!regex.failed) ft__append_json_string(out, regex.text, (size_t)regex.length);
+  ft__string_free(&regex);
+}
+
+/* The last part of a path: "query" */
+static const char *ft__last_name(const char *path) {
+  const char *dot = strrchr(path, '.');
+  return dot ? dot + 1 : path;
+}
+
+static const char *ft__task_type(const ft_model *model) {
+  if (!model->has_head) return "\"FEATURE_EXTRACTION\"";
+  return model->config.task == FT_TASK_MASKED   ? "null"
+         : model->config.task == FT_TASK_TOKENS ? "\"TOKEN_CLS\""
+                                                : "\"SEQ_CLS\"";
+}
+
+static void ft__append_options(ft__string *out, const ft_model *model, const ft_adapter_options *options) {
+  const char *targets = options->targets;
+  double alpha = options->alpha != 0 ? options->alpha : 16;
+  char usual[512];
+  snprintf(usual, sizeof usual, "%.200s,%.200s", ft__last_name(model->family->query),
+           ft__last_name(model->family->value));
+  if (!targets) targets = usual;
+  ft__append_format(out, "{\"peft_type\": \"LORA\", \"task_type\": %s, \"r\": %d, \"use_rslora\": %s, \"use_dora\": %s",
+                    ft__task_type(model), options->rank ? options->rank : 8, options->rslora ? "true" : "false",
+                    options->dora ? "true" : "false");
+  ft__append(out, ", \"bias\": \"none\", \"lora_alpha\": ");
+  if (alpha == floor(alpha) && fabs(alpha) < 1e9) /* as PEFT writes it */
+    ft__append_format(out, "%.0f", alpha);
+  else
+    ft__append_number(out, alpha);
+  ft__append(out, ", \"lora_dropout\": ");
+  ft__append_number(out, options->dropout > 0 ? options->dropout : options->dropout < 0 ? 0 : 0.1);
+  ft__append(out, ", \"target_modules\": ");
+  if (*targets == '*')
+    ft__append_globs(out, targets);
+  else if (strpbrk(targets, "*+?()[]{}|\\^$") || ft__same_text(targets, "all-linear"))
+    ft__append_json_string(out, targets, strlen(targets));
+  else
+    ft__append_names(out, targets);
+  if (options->modules_to_save) {
+    ft__append(out, ", \"modules_to_save\": ");
+    ft__append_names(out, options->modules_to_save);
+  }
+  ft__append(out, "}");
+}
+
+FT_API ft_adapter *ft_adapter_create(ft_context *context, const ft_model *model, const ft_adapter_options *options) {
+  static const char name[] = "ft_adapter_options";
+  ft_adapter_options none;
+  ft_adapter *adapter = NULL;
+  ft_json *config = NULL;
+  ft__string text;
+  if (!model) return (ft_adapter *)ft__null_argument(context, "ft_adapter_create needs a model");
+  memset(&none, 0, sizeof none);
+  memset(&text, 0, sizeof text);
+  if (!options) options = &none;
+  text.context = context;
+  ft__append_options(&text, model, options);
+  if (!text.failed) config = ft_json_parse(context, text.text, (size_t)text.length, name);
+  if (config) adapter = ft__adapter_build(context, model, config, name, NULL, NULL, options->seed ? options->seed : 42);
+  ft__string_free(&text);
+  return adapter;
+}
+
+/* ---- reading and writing PEFT directories ---- */
+
+static ft_json *ft__adapter_json(ft_context *context, const char *directory) {
+  char *path = ft__path_join(context, directory, "adapter_config.json");
+  ft_json *json = path ? ft_json_read(context, path) : NULL;
+  ft__release(context, path);
+  return json;
+}
+
+static ft_safetensors *ft__adapter_file(ft_context *context, const char *directory) {
+  char *path = ft__path_join(context, directory, "adapter_model.safetensors");
+  char *pickle = ft__path_join(context, directory, "adapter_model.bin");
+  ft_safetensors *file = NULL;
+  if (path && pickle && !ft__file_exists(path) && ft__file_exists(pickle))
+    ft__error(context, FT_ERROR_UNSUPPORTED, "%s is a pickle: load and save the adapter with a newer PEFT", pickle);
+  else if (path && pickle)
+    file = ft_safetensors_open(context, path);
+  ft__release(context, path);
+  ft__release(context, pickle);
+  return file;
+}
+
+FT_API ft_adapter *ft_adapter_load(ft_context *context, const ft_model *model, const char *directory) {
+  ft_adapter *adapter = NULL;
+  ft_json *config = NULL;
+  ft_safetensors *file;
+  char *name;
+  if (!model || !directory)
+    return (ft_adapter *)ft__null_argument(context, "ft_adapter_load needs a model and a directory");
+  name = ft__path_join(context, directory, "adapter_config.json");
+  file = name ? ft__adapter_file(context, directory) : NULL;
+  if (file) config = ft_json_read(context, name);
+  if (config) adapter = ft__adapter_build(context, model, config, name, file, directory, 0);
+  ft_safetensors_close(file);
+  ft__release(context, name);
+  return adapter;
+}
+
+/* The paths of the modules that have an update; or of copies that no other name in modules_to_save stands for. */
+static int64_t ft__append_paths(ft__string *out, const ft_model *model, const ft_adapter *adapter, bool updates,
+                                const ft__selection *but) {
+  char path[256];
+  int64_t i, count = 0;
+  for (i = 0; i < model->module_count; ++i) {
+    ft__adapter_path(model, adapter, model->modules[i], path);
+    if (updates ? !adapter->modules[i].a : !adapter->modules[i].weight || ft__is_saved(but, path)) continue;
+    if (count++) ft__append(out, ", ");
+    ft__append_json_string(out, path, strlen(path));
+  }
+  return count;
+}
+
+/* modules_to_save: what the configuration names, what was new in the model, and the names that PEFT has for heads. */
+static void ft__append_saved(ft__string *out, const ft_model *model, const ft_adapter *adapter) {
+  const ft_json *saved = ft_json_get(adapter->config, "modules_to_save"), *name;
+  bool names_head = false;
+  ft__selection selection;
+  int64_t count;
+  memset(&selection, 0, sizeof selection);
+  selection.saved = saved && saved->type == FT_JSON_ARRAY ? saved : NULL;
+  selection.saves_head = ft__saves_head(adapter->config);
+  ft__append(out, "[");
+  count = ft__append_paths(out, model, adapter, false, &selection);
+  for (name = selection.saved ? saved->child : NULL; name; name = name->next) {
+    ft__append(out, count++ ? ", " : "");
+    ft__append_json_string(out, name->string, name->string_length);
+    names_head = names_head || strcmp(name->string, "classifier") == 0;
+  }
+  if (selection.saves_head && !names_head) ft__append_format(out, "%s\"classifier\", \"score\"", count ? ", " : "");
+  ft__append(out, "]");
+}
+
+/* adapter_config.json: what was read or made, with what saving decides replaced. PEFT warns about keys that it does not
+   know, so none is added. */
+static void ft__append_adapter_config(ft__string *out, const ft_model *model, const ft_adapter *adapter,
+                                      const char *base) {
+  const ft_json *member, *targets = ft_json_get(adapter->config, "target_modules");
+  bool all = targets->type == FT_JSON_STRING && ft__same_text(targets->string, "all-linear");
+  ft__append(out, "{\n");
+  for (member = adapter->config->child; member; member = member->next) {
+    static const char *const replaced[] = {"base_model_name_or_path", "inference_mode", "modules_to_save",
+                                           "target_modules"};
+    int i = 0;
+    while (i < 4 && strcmp(member->key, replaced[i]) != 0) ++i;
+    if (i < 4) continue;
+    ft__append(out, "  ");
+    ft__append_json_string(out, member->key, member->key_length);
+    ft__append(out, ": ");
+    ft__append_json(out, member, -1);
+    ft__append(out, ",\n");
+  }
+  ft__append(out, "  \"target_modules\": ");
+  if (all) { /* which means other layers to who does not know the head */
+    ft__append(out, "[");
+    ft__append_paths(out, model, adapter, true, NULL);
+    ft__append(out, "]");
+  } else {
+    ft__append_json(out, targets, -1);
+  }
+  ft__append(out, ",\n  \"modules_to_save\": ");
+  ft__append_saved(out, model, adapter);
+  ft__append(out, ",\n  \"base_model_name_or_path\": ");
+  if (base)
+    ft__append_json_string(out, base, strlen(base));
+  else
+    ft__append(out, "null");
+  ft__append(out, ",\n  \"inference_mode\": true\n}\n");
+}
+
+/* PEFT has no place for labels, and a config.json would make transformers take the directory for a whole model. So what
+   config.json says of the head stands in the weights' metadata, which others do not read. */
+FT_API ft_status ft_adapter_save(ft_context *context, const ft_model *model, const ft_adapter *adapter,
+                                 const ft_tokenizer *tokenizer, const char *base, const char *directory) {
+  const char *metadata[4] = {"format", "pt", "config", NULL};
+  ft__string task, config;
+  ft_status status;
+  char *path;
+  if (!model || !adapter || !directory)
+    return ft__null_status(context, "ft_adapter_save needs a model, an adapter and a directory");
+  if (model->shapes_only || adapter->module_count != model->module_count)
+    return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights, or is not the adapter's");
+  memset(&task, 0, sizeof task);
+  memset(&config, 0, sizeof config);
+  task.context = config.context = context;
+  ft__append(&task, "{\n");
+  ft__append_task(&task, model);
+  ft__append(&task, "}\n");
+  ft__append_adapter_config(&config, model, adapter, base);
+  metadata[3] = task.text;
+  path = ft__path_join(context, directory, "adapter_config.json");
+  status = task.failed || config.failed || !path ? FT_ERROR_MEMORY : ft__directory_create(context, directory);
+  if (status == FT_OK)
+    status = ft__save_parameters(context, directory, "adapter_model.safetensors", adapter->parameters,
+                                 adapter->parameter_count, 0, metadata, 4);
+  if (status == FT_OK) status = ft__file_write(context, path, config.text, (size_t)config.length);
+  if (status == FT_OK && tokenizer) status = ft_tokenizer_save(context, tokenizer, directory);
+  ft__release(context, path);
+  ft__string_free(&config);
+  ft__string_free(&task);
+  return status;
+}
+
+/* ---- the model that an adapter belongs to ---- */
+
+typedef struct ft__adapter_base {
+  ft_adapter_base visible;
+  ft_context *owner;
+  ft_json *config, *task;
+  char **label_names; /* [visible.options.labels] */
+} ft__adapter_base;
+
+FT_API void ft_adapter_base_free(ft_adapter_base *base) {
+  ft__adapter_base *whole = (ft__adapter_base *)base;
+  int i;
+  if (!whole) return;
+  for (i = 0; whole->label_names && i < base->options.labels; ++i) ft__release(whole->owner, whole->label_names[i]);
+  ft__release(whole->owner, whole->label_names);
+  ft_json_free(whole->config);
+  ft_json_free(whole->task);
+  ft__release(whole->owner, whole);
+}
+
+/* By the metadata that ft_adapter_save writes. */
+static bool ft__base_from_task(ft__adapter_base *base, const char *directory) {
+  ft_model_options *options = &base->visible.options;
+  const ft_json *names = ft_json_get(base->task, "id2label"), *size = ft_json_get(base->task, "head_size");
+  const ft_json *activation = ft_json_get(base->task, "head_activation");
+  if (ft__text_is(base->config, "task_type", "FEATURE_EXTRACTION")) options->encoder_only = true;
+  if (names && names->type == FT_JSON_OBJECT && names->count > 0 && names->count <= FT__MAX_LABELS) {
+    base->label_names = (char **)ft__allocate_zero(base->owner, (size_t)names->count * sizeof(char *));
+    if (!base->label_names) return false;
+    options->labels = (int)names->count;
+    options->label_names = (const char *const *)base->label_names;
+    if (!ft__config_label_names(base->owner, names, directory, options->labels, base->label_names)) return false;
+  }
+  options->task = ft__config_task(base->task, options->labels);
+  if (ft__ends_with(ft__config_architecture(base->task), "ForMaskedLM")) options->task = FT_TASK_MASKED;
+  if (size && size->is_integer && size->integer > 0 && size->integer <= 1 << 16)
+    options->head_size = (int)size->integer;
+  if (activation && activation->type == FT_JSON_STRING)
+    ft_activation_parse(activation->string, &options->head_activation);
+  return true;
+}
+
+/* By the head's last layer, as others write it: how many rows has it? */
+static void ft__base_from_tensors(ft__adapter_base *base, const ft_safetensors *file) {
+  static const char *const names[] = {"base_model.model.classifier.weight",
+                                      "base_model.model.classifier.out_proj.weight"};
+  ft_model_options *options = &base->visible.options;
+  int i;
+  if (ft__text_is(base->config, "task_type", "TOKEN_CLS")) options->task = FT_TASK_TOKENS;
+  if (ft__text_is(base->config, "task_type", "FEATURE_EXTRACTION")) options->encoder_only = true;
+  for (i = 0; i < 2; ++i) {
+    const ft_safetensors_entry *entry = ft_safetensors_find(file, names[i]);
+    if (entry && entry->dimensions == 2 && entry->shape[0] > 0 && entry->shape[0] <= FT__MAX_LABELS)
+      options->labels = (int)entry->shape[0];
+  }
+}
+
+FT_API ft_adapter_base *ft_adapter_base_read(ft_context *context, const char *directory) {
+  ft__adapter_base *base;
+  ft_safetensors *file = NULL;
+  const ft_json *name;
+  const char *task;
+  bool ok;
+  if (!directory) return (ft_adapter_base *)ft__null_argument(context, "ft_adapter_base_read needs a directory");
+  if (!(base = (ft__adapter_base *)ft__allocate_zero(context, sizeof *base))) return NULL;
+  base->owner = context;
+  ok = (base->config = ft__adapter_json(context, directory)) && (file = ft__adapter_file(context, directory));
+  name = ft_json_get(base->config, "base_model_name_or_path");
+  if (name && name->type == FT_JSON_STRING && name->string_length) base->visible.model = name->string;
+  task = ok ? ft_safetensors_metadata(file, "config") : NULL;
+  if (task)
+    ok = (base->task = ft_json_parse(context, task, strlen(task), directory)) && ft__base_from_task(base, directory);
+  else if (ok)
+    ft__base_from_tensors(base, file);
+  ft_safetensors_close(file);
+  if (ok) return &base->visible;
+  ft_adapter_base_free(&base->visible);
+  return NULL;
+}
+
+/* ---- running and merging ---- */
+
+/* g of DoRA [out], m over the norm of the rows of W + s B A; the norm is a constant. */
+static ft_tensor *ft__dora_factor(ft_context *context, ft_tensor *weight, const ft__adaptation *change) {
+  ft_tensor *norms = ft__temporary_1d(context, FT_F32, weight->shape[0]), *merged, *squares;
+  ft__arena_mark mark = ft__arena_here(&context->backend_arena);
+  if (!norms) return NULL;
+  ft_no_grad_begin(context);
+  merged = ft_add(context, weight, ft_scale(context, ft_matmul(context, change->b, change->a), change->scale));
+  squares = ft_sum(context, ft_multiply(context, merged, merged), 1);
+  if (squares) context->backend->unary(context, FT_SQRT, norms->shape[0], ft__data(squares), ft__out(norms));
+  ft_no_grad_end(context);
+  ft__arena_return(&context->backend_arena, mark);
+  return squares ? ft_divide(context, change->magnitude, norms) : NULL;
+}
+
+static ft_tensor *ft__adapted_linear(ft_context *context, ft_tensor *x, const ft__module *module,
+                                     const ft__adaptation *change, ft_unary activation, double dropout, uint32_t site) {
+  ft_tensor *dropped = ft_dropout(context, x, dropout, site), *low, *y, *rest;
+  low = ft_scale(context, ft_linear(context, dropped, change->a, NULL, FT_IDENTITY), change->scale);
+  if (!low) return NULL;
+  if (!change->magnitude)
+    return ft_linear_low_rank(context, x, module->weight, module->bias, low, change->b, activation);
+  y = ft_linear_low_rank(context, dropped, module->weight, NULL, low, change->b, FT_IDENTITY);
+  y = ft_multiply(context, y, ft__dora_factor(context, module->weight, change));
+  rest = dropped == x ? module->bias
+                      : ft_linear(context, ft_subtract(context, x, dropped), module->weight, module->bias, FT_IDENTITY);
+  y = ft_add(context, y, rest);
+  return activation == FT_IDENTITY ? y : ft_activate(context, activation, y);
+}
+
+/* w [out, in] = g (w + s B A) */
+static void ft__merge_values(const ft__adaptation *change, int64_t out, int64_t in, const ft_real *a, const ft_real *b,
+                             const ft_real *magnitude, double *row, ft_real *w) {
+  int64_t i, j, k, rank = change->a->shape[0];
+  for (i = 0; i < out; ++i, w += in) {
+    double squares = 0, factor = 1;
+    for (j = 0; j < in; ++j) row[j] = (double)w[j];
+    for (k = 0; k < rank; ++k) {
+      double scaled = change->scale * (double)b[i * rank + k];
+      for (j = 0; j < in; ++j) row[j] += scaled * (double)a[k * in + j];
+    }
+    for (j = 0; j < in; ++j) squares += row[j] * row[j];
+    if (magnitude) factor = (double)magnitude[i] / sqrt(squares);
+    for (j = 0; j < in; ++j) w[j] = (ft_real)(factor * row[j]);
+  }
+}
+
+/* All values of a tensor (NULL: of none); the caller releases them. */
+static ft_real *ft__values_of(ft_context *context, const ft_tensor *tensor) {
+  ft_real *values = tensor ? (ft_real *)ft__allocate(context, ft__tensor_bytes(tensor)) : NULL;
+  if (!values || ft_tensor_read(context, tensor, values) == FT_OK) return values;
+  ft__release(context, values);
+  return NULL;
+}
+
+/* Keeps a copy of `own` and puts `other` in its place. */
+static bool ft__merge_copy(ft_context *context, ft_tensor *own, const ft_tensor *other, ft_tensor **kept) {
+  if (!own || (!other && own->dimensions == 1)) return true;
+  *kept = ft_tensor_create(context, FT_F32, own->dimensions, own->shape);
+  return *kept && ft__tensor_copy(context, own, *kept) && (!other || ft__tensor_copy(context, other, own));
+}
+
+static bool ft__merge_module(ft_context *context, const ft__module *module, ft__adaptation *change) {
+  ft_tensor *weight = module->weight;
+  ft_real *a, *b, *magnitude, *values;
+  double *row;
+  bool ok = (!change->bias || ft__merge_copy(context, module->bias, change->bias, &change->kept_bias)) &&
+            (!(change->weight || change->a) || ft__merge_copy(context, weight, change->weight, &change->kept_weight));
+  if (!ok || !change->a) return ok;
+  a = ft__values_of(context, change->a);
+  b = ft__values_of(context, change->b);
+  magnitude = ft__values_of(context, change->magnitude);
+  values = ft__values_of(context, weight);
+  row = (double *)ft__allocate(context, (size_t)weight->shape[1] * sizeof *row);
+  ok = a && b && values && row && (magnitude || !change->magnitude);
+  if (ok) {
+    ft__merge_values(change, weight->shape[0], weight->shape[1], a, b, magnitude, row, values);
+    ok = ft_tensor_write(context, weight, values) == FT_OK;
+  }
+  ft__release(context, a), ft__release(context, b), ft__release(context, magnitude);
+  ft__release(context, values), ft__release(context, row);
+  return ok;
+}
+
+static bool ft__unmerge_tensor(ft_context *context, ft_tensor *own, ft_tensor **kept) {
+  bool ok = !*kept || ft__tensor_copy(context, *kept, own);
+  ft_tensor_free(*kept);
+  *kept = NULL;
+  return ok;
+}
+
+static bool ft__unmerge(ft_context *context, ft_model *model, ft_adapter *adapter) {
+  int64_t i;
+  bool ok = true;
+  for (i = 0; i < model->module_count; ++i) {
+    ft__adaptation *change = &adapter->modules[i];
+    ok = ft__unmerge_tensor(context, model->modules[i]->weight, &change->kept_weight) && ok;
+    ok = ft__unmerge_tensor(context, model->modules[i]->bias, &change->kept_bias) && ok;
+  }
+  adapter->merged = NULL;
+  return ok;
+}
+
+FT_API ft_status ft_adapter_merge(ft_context *context, ft_model *model, ft_adapter *adapter) {
+  int64_t i;
+  bool ok = true;
+  if (!model || !adapter) return ft__null_status(context, "ft_adapter_merge needs a model and an adapter");
+  if (ft__check_adapter(context, model, adapter) != FT_OK) return context->status;
+  if (model->shapes_only) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights");
+  for (i = 0; ok && i < model->module_count; ++i)
+    ok = ft__merge_module(context, model->modules[i], &adapter->modules[i]);
+  adapter->merged = model;
+  if (ok) return FT_OK;
+  ft__unmerge(context, model, adapter);
+  return context->status;
+}
+
+FT_API ft_status ft_adapter_unmerge(ft_context *context, ft_model *model, ft_adapter *adapter) {
+  if (!model || !adapter) return ft__null_status(context, "ft_adapter_unmerge needs a model and an adapter");
+  if (adapter->merged != model)
+    return ft__error(context, FT_ERROR_ARGUMENT, "the adapter is not merged into this model");
+  return ft__unmerge(context, model, adapter) ? FT_OK : context->status;
 }
 /* =====================================================================================================================
    >>adamw: the optimizer and its schedules
@@ -11786,12 +13129,14 @@ static bool ft__optimizer_add(ft_context *context, ft_optimizer *optimizer, cons
   return trained->first_moment && trained->second_moment;
 }
 
-FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adamw_options *options) {
+FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *model, const ft_adapter *adapter,
+                                         const ft_adamw_options *options) {
   ft_optimizer *optimizer;
+  const ft_parameter *parameter;
   int64_t i, count;
   bool ok;
   if (!model || !(optimizer = (ft_optimizer *)ft__allocate_zero(context, sizeof *optimizer))) return NULL;
-  count = ft_model_parameter_count(model);
+  count = ft_model_parameter_count(model) + ft_adapter_parameter_count(adapter);
   optimizer->owner = context;
   optimizer->layers = ft_model_config(model)->layers;
   if (options) optimizer->options = *options;
@@ -11800,9 +13145,8 @@ FT_API ft_optimizer *ft_optimizer_create(ft_context *context, const ft_model *mo
   if (optimizer->options.epsilon == 0) optimizer->options.epsilon = 1e-8;
   optimizer->trained = (ft__trained *)ft__allocate_zero(context, (size_t)count * sizeof *optimizer->trained);
   ok = optimizer->trained != NULL;
-  for (i = 0; ok && i < count; ++i)
-    if (ft_model_parameter(model, i)->tensor->requires_gradient)
-      ok = ft__optimizer_add(context, optimizer, ft_model_parameter(model, i));
+  for (i = 0; ok && (parameter = ft__any_parameter(model, adapter, i)) != NULL; ++i)
+    if (parameter->tensor->requires_gradient) ok = ft__optimizer_add(context, optimizer, parameter);
   if (ok) return optimizer;
   ft_optimizer_free(optimizer);
   return NULL;
@@ -12116,6 +13460,7 @@ static ft_status ft__run_over(ft_context *context, const ft_model *model, const 
   if (!model || !encoded) return ft__null_status(context, "scoring needs a model and encoded texts");
   memset(&batch, 0, sizeof batch);
   options.features = scoring ? scoring->features : NULL;
+  options.adapter = scoring ? scoring->adapter : NULL;
   order = (int64_t *)ft__allocate(context, ((size_t)encoded->rows + 1) * sizeof *order);
   if (!order || !ft__order_by_length(context, encoded, order)) status = context->status;
   for (start = 0; status == FT_OK && start < encoded->rows; start += batch_size) {
@@ -12298,43 +13643,45 @@ FT_API void ft_snapshot_free(ft_snapshot *snapshot) {
   ft__release(snapshot->owner, snapshot);
 }
 
-FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model) {
+FT_API ft_status ft_snapshot_take(ft_context *context, ft_snapshot *snapshot, const ft_model *model,
+                                  const ft_adapter *adapter) {
   int64_t i;
   ft_status status = FT_OK;
   if (!snapshot || !model) return ft__null_status(context, "ft_snapshot_take needs a snapshot and a model");
   for (i = 0; status == FT_OK && i < snapshot->count; ++i)
     if (snapshot->values[i])
-      status = ft_tensor_read(context, ft_model_parameter(model, i)->tensor, snapshot->values[i]);
+      status = ft_tensor_read(context, ft__any_parameter(model, adapter, i)->tensor, snapshot->values[i]);
   return status;
 }
 
-FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *model) {
+FT_API ft_snapshot *ft_snapshot_create(ft_context *context, const ft_model *model, const ft_adapter *adapter) {
   ft_snapshot *snapshot;
   int64_t i;
   bool ok;
   if (!model || !(snapshot = (ft_snapshot *)ft__allocate_zero(context, sizeof *snapshot))) return NULL;
   snapshot->owner = context;
-  snapshot->count = ft_model_parameter_count(model);
+  snapshot->count = ft_model_parameter_count(model) + ft_adapter_parameter_count(adapter);
   snapshot->values = (ft_real **)ft__allocate_zero(context, (size_t)snapshot->count * sizeof(ft_real *));
   ok = snapshot->values != NULL;
   for (i = 0; ok && i < snapshot->count; ++i) {
-    const ft_tensor *tensor = ft_model_parameter(model, i)->tensor;
+    const ft_tensor *tensor = ft__any_parameter(model, adapter, i)->tensor;
     if (!tensor->requires_gradient) continue;
     snapshot->values[i] = (ft_real *)ft__allocate(context, ft__tensor_bytes(tensor));
     ok = snapshot->values[i] != NULL;
   }
-  if (ok && ft_snapshot_take(context, snapshot, model) == FT_OK) return snapshot;
+  if (ok && ft_snapshot_take(context, snapshot, model, adapter) == FT_OK) return snapshot;
   ft_snapshot_free(snapshot);
   return NULL;
 }
 
-FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model) {
+FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *snapshot, ft_model *model,
+                                     ft_adapter *adapter) {
   int64_t i;
   ft_status status = FT_OK;
   if (!snapshot || !model) return ft__null_status(context, "ft_snapshot_restore needs a snapshot and a model");
   for (i = 0; status == FT_OK && i < snapshot->count; ++i)
     if (snapshot->values[i])
-      status = ft_tensor_write(context, ft_model_parameter(model, i)->tensor, snapshot->values[i]);
+      status = ft_tensor_write(context, ft__any_parameter(model, adapter, i)->tensor, snapshot->values[i]);
   return status;
 }
 /* =====================================================================================================================
@@ -12344,14 +13691,15 @@ FT_API ft_status ft_snapshot_restore(ft_context *context, const ft_snapshot *sna
    each text, without dropout, and kept: [tokens, H], or [rows, H] where g reads each text's first token alone. An epoch
    then costs no more than g. */
 
-static bool ft__only_first_tokens(const ft_model *model) {
-  return ft_model_frozen_parts(model) == model->config.layers + 1 && model->has_head && ft__is_over_texts(model);
+static bool ft__only_first_tokens(const ft_model *model, const ft_adapter *adapter) {
+  return ft_model_frozen_parts(model, adapter) == model->config.layers + 1 && model->has_head &&
+         ft__is_over_texts(model);
 }
 
-FT_API int64_t ft_features_bytes(const ft_model *model, const ft_encoded *encoded) {
+FT_API int64_t ft_features_bytes(const ft_model *model, const ft_adapter *adapter, const ft_encoded *encoded) {
   int64_t states;
   if (!model || !encoded) return 0;
-  states = ft__only_first_tokens(model) ? encoded->rows : encoded->offsets[encoded->rows];
+  states = ft__only_first_tokens(model, adapter) ? encoded->rows : encoded->offsets[encoded->rows];
   return states * model->config.hidden_size * (int64_t)sizeof(ft_real);
 }
 
@@ -12403,8 +13751,8 @@ static bool ft__features_reserve(ft_context *context, ft_features *features, con
   return features->values || features->file;
 }
 
-FT_API ft_features *ft_features_create(ft_context *context, const ft_model *model, const ft_encoded *encoded,
-                                       const ft_features_options *options) {
+FT_API ft_features *ft_features_create(ft_context *context, const ft_model *model, const ft_adapter *adapter,
+                                       const ft_encoded *encoded, const ft_features_options *options) {
   ft_features_options none;
   ft_forward_options forward;
   ft_scoring_options scoring;
@@ -12416,21 +13764,21 @@ FT_API ft_features *ft_features_create(ft_context *context, const ft_model *mode
   memset(&scoring, 0, sizeof scoring);
   if (!options) options = &none;
   scoring.batch_size = options->batch_size;
-  if ((forward.parts = ft_model_frozen_parts(model)) == 0) {
+  if ((forward.parts = ft_model_frozen_parts(model, adapter)) == 0) {
     ft__error(context, FT_ERROR_ARGUMENT, "there are no features to keep: the embeddings train, so nothing is frozen");
     return NULL;
   }
   if (!(features = (ft_features *)ft__allocate_zero(context, sizeof *features))) return NULL;
   features->owner = context;
   features->parts = forward.parts;
-  features->first_tokens = ft__only_first_tokens(model);
+  features->first_tokens = ft__only_first_tokens(model, adapter);
   features->rows = encoded->rows;
   features->columns = model->config.hidden_size;
   job.features = features;
   job.tokens = encoded->offsets[encoded->rows];
   job.done = 0;
   job.reported = ft_seconds();
-  if (ft__features_reserve(context, features, encoded, ft_features_bytes(model, encoded), options) &&
+  if (ft__features_reserve(context, features, encoded, ft_features_bytes(model, adapter, encoded), options) &&
       ft__run_over(context, model, encoded, &scoring, forward, ft__visit_features, &job) == FT_OK)
     return features;
   ft_features_free(features);
@@ -12482,7 +13830,7 @@ static void ft__train_defaults(ft_train_options *options) {
   if (options->epochs <= 0) options->epochs = 3;
   if (options->batch_size <= 0) options->batch_size = 16;
   if (options->gradient_accumulation <= 0) options->gradient_accumulation = 1;
-  if (options->learning_rate == 0) options->learning_rate = 2e-5;
+  if (options->learning_rate == 0) options->learning_rate = options->adapter ? 5e-4 : 2e-5;
   if (options->weight_decay == 0) options->weight_decay = 0.01;
   if (options->weight_decay < 0) options->weight_decay = 0;
   if (options->max_gradient_norm == 0) options->max_gradient_norm = 1.0;
@@ -12529,8 +13877,8 @@ static ft_status ft__train_prepare(ft__trainer *t, const ft_tokenizer *tokenizer
   if (!t->encoded || (t->evaluation && !t->encoded_evaluation)) return ft_error_status(context);
   adamw.weight_decay = t->options.weight_decay;
   adamw.layer_decay = t->options.layer_decay;
-  t->optimizer = ft_optimizer_create(context, t->model, &adamw);
-  if (t->evaluation && !t->options.keep_last) t->best = ft_snapshot_create(context, t->model);
+  t->optimizer = ft_optimizer_create(context, t->model, t->options.adapter, &adamw);
+  if (t->evaluation && !t->options.keep_last) t->best = ft_snapshot_create(context, t->model, t->options.adapter);
   t->order = (int64_t *)ft_allocate(context, (size_t)rows * sizeof(int64_t));
   t->starts = (int64_t *)ft_allocate(context, (size_t)(rows + 1) * sizeof(int64_t));
   t->labels = (int32_t *)ft_allocate(context, (size_t)largest * sizeof(int32_t));
@@ -12554,9 +13902,10 @@ static ft_status ft__train_cache(ft__trainer *t) {
   memset(&options, 0, sizeof options);
   options.memory_limit = t->options.cache_memory_limit;
   options.directory = t->options.cache_directory;
-  t->features = ft_features_create(t->context, t->model, t->encoded, &options);
+  t->features = ft_features_create(t->context, t->model, t->options.adapter, t->encoded, &options);
   if (t->features && t->evaluation)
-    t->evaluation_features = ft_features_create(t->context, t->model, t->encoded_evaluation, &options);
+    t->evaluation_features =
+        ft_features_create(t->context, t->model, t->options.adapter, t->encoded_evaluation, &options);
   return t->features && (t->evaluation_features || !t->evaluation) ? FT_OK : ft_error_status(t->context);
 }
 
@@ -12613,6 +13962,7 @@ static ft_status ft__train_batch(ft__trainer *t, int64_t index, int64_t micro_ba
   forward.training = !t->options.no_dropout;
   forward.features = t->features;
   forward.feature_rows = t->order + first;
+  forward.adapter = t->options.adapter;
   ft_random_position(context, t->options.seed, t->step, micro_batch);
   status = ft_batch_select(context, &t->batch, t->encoded, t->order + first, count);
   if (status == FT_OK) status = ft_model_forward(context, t->model, &t->batch, &forward, &output);
@@ -12677,6 +14027,7 @@ static ft_status ft__train_evaluate(ft__trainer *t, int epoch) {
   memset(&scoring, 0, sizeof scoring);
   scoring.batch_size = t->options.evaluation_batch_size;
   scoring.features = t->evaluation_features;
+  scoring.adapter = t->options.adapter;
   status = ft_evaluate(t->context, t->model, t->encoded_evaluation, t->evaluation, &scoring, &metrics);
   if (status != FT_OK) return status;
   score = ft_metrics_score(&metrics, t->evaluation->task);
@@ -12684,7 +14035,7 @@ static ft_status ft__train_evaluate(ft__trainer *t, int epoch) {
     progress.best = true;
     t->result->best_score = score;
     t->result->best_epoch = epoch;
-    if (t->best) status = ft_snapshot_take(t->context, t->best, t->model);
+    if (t->best) status = ft_snapshot_take(t->context, t->best, t->model, t->options.adapter);
   }
   progress.evaluation = &metrics;
   if (status == FT_OK) status = ft__report(t, &progress);
@@ -12711,7 +14062,7 @@ static ft_status ft__train_epochs(ft__trainer *t) {
   t->result->train_loss = t->step ? t->loss_sum / (double)t->step : 0;
   t->result->seconds = ft_seconds() - t->start_time;
   if (t->best && t->result->best_epoch && (status == FT_OK || status == FT_ERROR_STOPPED)) {
-    ft_status restored = ft_snapshot_restore(t->context, t->best, t->model);
+    ft_status restored = ft_snapshot_restore(t->context, t->best, t->model, t->options.adapter);
     if (restored != FT_OK) status = restored;
   }
   return status;
@@ -12755,6 +14106,10 @@ FT_API ft_status ft_train(ft_context *context, ft_model *model, const ft_tokeniz
   t.result = result;
   if (options) t.options = *options;
   ft__train_defaults(&t.options);
+  if (t.options.adapter) ft_model_train_all(model, false);
+  if (t.options.adapter && t.options.unfreeze_layers_per_epoch > 0)
+    return ft_error_set(context, FT_ERROR_ARGUMENT,
+                        "unfreezing layers is for the model's own parameters, not an adapter's");
   status = ft__train_prepare(&t, tokenizer);
   if (status == FT_OK) status = ft__train_epochs(&t);
   ft_tape_clear(context);

@@ -83,7 +83,7 @@ static bool run(const job *j, const method *m) {
   if (ok && m->cache) ok = (encoded = ft_dataset_encode(context, j->train, tokenizer, options.max_length)) != NULL;
   if (ok) { /* activations, gradients and two moments, kept features */
     bytes = (double)ft_tape_peak_bytes(context) + 12.0 * (double)ft_model_size(model, true) +
-            (double)ft_features_bytes(model, encoded);
+            (double)ft_features_bytes(model, NULL, encoded);
     printf("%-12s %11lld %10.2f s %10.3f s %6.1f MiB %9.4f\n", m->name, (long long)ft_model_size(model, true), c.first,
            (c.last - c.first) / (c.epochs - 1), bytes / 1048576, c.accuracy);
     fflush(stdout);

@@ -280,21 +280,31 @@ static ft_context *new_context(bool far_memory) {
   return ft_context_create(&options);
 }
 
-/* Steps 0, 1 and 2 of a model with dropout on a batch of three texts: everything that a training loop does. Then it is
-   saved in `directory`. numbers receives loss and gradient norm of each step. */
-static void train_and_save(bool far_memory, const char *golden, const char *directory, double numbers[6]) {
+/* Steps 0, 1 and 2 of a model with dropout on a batch of three texts: everything that a training loop does; with `adapt`
+   of an adapter, which then is merged. The model is saved in `directory`. numbers receives loss and gradient norm of
+   each step. */
+static void train_and_save(bool far_memory, const char *golden, bool adapt, const char *directory, double numbers[6]) {
   static const int32_t tokens[11] = {2, 17, 150, 3, 2, 2, 60, 61, 62, 199, 3}, labels[3] = {1, 0, 1};
   static const int64_t offsets[4] = {0, 4, 5, 11};
   static const float targets[12] = {0.5f, 1, 0, 1, 0, 0, 1, 1, -0.25f, 0, 1, 0};
   ft_context *context = new_context(far_memory);
   ft_model *model = small_model(context, golden, 0.2);
   ft_adamw_options adamw = {0, 0, 0, 0.01, 0};
-  ft_optimizer *optimizer = ft_optimizer_create(context, model, &adamw);
-  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL};
+  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL, NULL};
+  ft_adapter_options adapter_options;
+  ft_adapter *adapter = NULL;
+  ft_optimizer *optimizer;
   ft_batch batch;
   ft_output output;
   int step;
   memset(&batch, 0, sizeof batch);
+  memset(&adapter_options, 0, sizeof adapter_options);
+  adapter_options.dora = true;
+  adapter_options.targets = "all-linear";
+  if (adapt) ft_model_train_all(model, false);
+  if (adapt) CHECK((adapter = ft_adapter_create(context, model, &adapter_options)) != NULL);
+  options.adapter = adapter;
+  optimizer = ft_optimizer_create(context, model, adapter, &adamw);
   CHECK(ft_batch_set(context, &batch, tokens, NULL, offsets, 3) == FT_OK);
   for (step = 0; step < 3; ++step) {
     ft_tensor *loss;
@@ -309,14 +319,16 @@ static void train_and_save(bool far_memory, const char *golden, const char *dire
     CHECK(ft_optimizer_step(context, optimizer, 1e-3, ft_clip_factor(numbers[2 * step + 1], 1)) == FT_OK);
     ft_tape_clear(context);
   }
+  if (adapt) CHECK(ft_adapter_merge(context, model, adapter) == FT_OK);
   CHECK(ft_model_save(context, model, NULL, directory) == FT_OK);
+  ft_adapter_free(adapter);
   ft_batch_free(&batch);
   ft_optimizer_free(optimizer);
   ft_model_free(model);
   ft_context_free(context);
 }
 
-static void check_step(const char *golden) {
+static void check_step(const char *golden, bool adapt) {
   char directory[2][600];
   double numbers[2][6];
   char *bytes[2];
@@ -325,7 +337,7 @@ static void check_step(const char *golden) {
   int i;
   for (i = 0; i < 2; ++i) {
     files_begin(context, directory[i], i ? "far" : "near");
-    train_and_save(i == 1, golden, directory[i], numbers[i]);
+    train_and_save(i == 1, golden, adapt, directory[i], numbers[i]);
     bytes[i] = ft__file_read(context, files_path(directory[i], "model.safetensors"), &size[i]);
   }
   CHECK(memcmp(numbers[0], numbers[1], sizeof numbers[0]) == 0);
@@ -359,10 +371,12 @@ static void small_operations(bool far_memory, ft_real result[7]) {
 int main(void) {
   ft_real near_result[7], far_result[7];
   int i;
-  check_step("tests/golden/bert-pairs");
-  check_step("tests/golden/distilbert");
-  check_step("tests/golden/bert-multilabel");
-  check_step("tests/golden/distilbert-regression");
+  check_step("tests/golden/bert-pairs", false);
+  check_step("tests/golden/distilbert", false);
+  check_step("tests/golden/bert-multilabel", false);
+  check_step("tests/golden/distilbert-regression", false);
+  check_step("tests/golden/bert-pairs", true);
+  check_step("tests/golden/distilbert", true);
   small_operations(false, near_result);
   small_operations(true, far_result);
   CHECK(memcmp(near_result, far_result, sizeof near_result) == 0);

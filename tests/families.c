@@ -284,7 +284,7 @@ static void test_predict_tokens(void) {
   ft_tokenizer *tokenizer = ft_tokenizer_load(context, "tests/golden/bert-tokens");
   small_data data = small_parse(context, small_csv, NULL);
   ft_encoded *encoded = ft_dataset_encode(context, data.dataset, tokenizer, 40);
-  ft_scoring_options scoring = {3};
+  ft_scoring_options scoring = {3, NULL, NULL};
   ft_output output;
   float *logits;
   ft_real one[40 * 5];

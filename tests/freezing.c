@@ -89,11 +89,11 @@ static void test_patterns(void) {
   ft_model_train_matching(model, "*.bias", false);
   CHECK(!ft_model_find(model, "bert.encoder.layer.0.output.dense.bias")->tensor->requires_gradient);
   CHECK(ft_model_find(model, "bert.encoder.layer.0.output.dense.weight")->tensor->requires_gradient);
-  CHECK(ft_model_frozen_parts(model) == 1);
+  CHECK(ft_model_frozen_parts(model, NULL) == 1);
   ft_model_train_matching(model, "*position*", true);
-  CHECK(ft_model_frozen_parts(model) == 0);
+  CHECK(ft_model_frozen_parts(model, NULL) == 0);
   ft_model_train_head(model);
-  CHECK(ft_model_frozen_parts(model) == layers + 1 && ft_model_size(model, true) == 2 * 32 + 2);
+  CHECK(ft_model_frozen_parts(model, NULL) == layers + 1 && ft_model_size(model, true) == 2 * 32 + 2);
   ft_model_free(model);
   ft_context_free(context);
 }
@@ -296,7 +296,7 @@ static void check_family(int family, ft_task task, int threads) {
     double dropout;
     freeze_below(model, parts);
     if (task == FT_TASK_MASKED && parts > 0) CHECK(!model->words.weight->requires_gradient);
-    frozen = ft_model_frozen_parts(model);
+    frozen = ft_model_frozen_parts(model, NULL);
     CHECK(frozen >= parts && frozen <= last && frozen >= counted);
     CHECK(frozen == parts || (families[family][1][0] && strstr(families[family][1], "embedding_size")));
     counted = frozen;
@@ -313,8 +313,8 @@ static void check_family(int family, ft_task task, int threads) {
       ft_context_free(other);
       free(all);
       if (dropout == 0 && frozen > 0) {
-        features[0] = ft_features_create(context, model, &t.encoded, NULL);
-        features[1] = ft_features_create(context, model, &t.encoded, &in_file);
+        features[0] = ft_features_create(context, model, NULL, &t.encoded, NULL);
+        features[1] = ft_features_create(context, model, NULL, &t.encoded, &in_file);
         for (i = 0; i < 2; ++i) {
           CHECK(features[i] && (features[i]->values != NULL) == (i == 0) && features[i]->parts == frozen);
           from[i] = step_numbers(context, model, &t, features[i]);
@@ -322,7 +322,7 @@ static void check_family(int family, ft_task task, int threads) {
           free(from[i]);
           ft_features_free(features[i]);
         }
-        CHECK(ft_features_bytes(model, &t.encoded) ==
+        CHECK(ft_features_bytes(model, NULL, &t.encoded) ==
               (frozen == last && ft__is_over_texts(model) ? ROWS : t.offsets[ROWS]) * 16 * (int)sizeof(ft_real));
       }
       free(some);
@@ -435,7 +435,7 @@ static bool watch(void *user_data, const ft_train_progress *progress) {
     r->score[r->evaluations++] = progress->evaluation->loss;
     return true;
   }
-  r->lowest[r->steps] = ft_model_frozen_parts(r->model);
+  r->lowest[r->steps] = ft_model_frozen_parts(r->model, NULL);
   r->loss[r->steps++] = progress->loss;
   return true;
 }
@@ -566,11 +566,11 @@ static void test_features(void) {
   memset(&scoring, 0, sizeof scoring);
   memset(&forward, 0, sizeof forward);
   memset(&batch, 0, sizeof batch);
-  CHECK(ft_features_create(context, model, &t.encoded, NULL) == NULL);
+  CHECK(ft_features_create(context, model, NULL, &t.encoded, NULL) == NULL);
   CHECK(ft_error_status(context) == FT_ERROR_ARGUMENT);
   freeze_below(model, 2);
-  CHECK(ft_features_bytes(model, &t.encoded) == t.offsets[ROWS] * 16 * (int)sizeof(ft_real));
-  features = ft_features_create(context, model, &t.encoded, NULL);
+  CHECK(ft_features_bytes(model, NULL, &t.encoded) == t.offsets[ROWS] * 16 * (int)sizeof(ft_real));
+  features = ft_features_create(context, model, NULL, &t.encoded, NULL);
   scoring.features = features;
   CHECK(ft_predict(context, model, &t.encoded, NULL, plain) == FT_OK);
   CHECK(ft_predict(context, model, &t.encoded, &scoring, cached) == FT_OK);
@@ -629,7 +629,7 @@ static void test_memory(void) {
     options.memory_limit = fail % 2 ? 0 : -1;
     freeze_below(model, 3);
     allocator.fail_at = allocator.calls + fail;
-    features = ft_features_create(context, model, &t.encoded, &options);
+    features = ft_features_create(context, model, NULL, &t.encoded, &options);
     done = allocator.calls < allocator.fail_at;
     CHECK(done ? features != NULL : !features && ft_error_status(context) == FT_ERROR_MEMORY);
     allocator.fail_at = 0;

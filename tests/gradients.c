@@ -54,6 +54,7 @@ static ft_tensor *apply_tanh(ft_context *c, ft_tensor **x) { return ft_activate(
 static ft_tensor *apply_sigmoid(ft_context *c, ft_tensor **x) { return ft_activate(c, FT_SIGMOID, x[0]); }
 static ft_tensor *apply_exp(ft_context *c, ft_tensor **x) { return ft_activate(c, FT_EXP, x[0]); }
 static ft_tensor *apply_log(ft_context *c, ft_tensor **x) { return ft_activate(c, FT_LOG, x[0]); }
+static ft_tensor *apply_sqrt(ft_context *c, ft_tensor **x) { return ft_activate(c, FT_SQRT, x[0]); }
 static ft_tensor *apply_reshape(ft_context *c, ft_tensor **x) {
   const int64_t shape[2] = {6, 4};
   return ft_reshape(c, x[0], 2, shape);
@@ -70,6 +71,16 @@ static ft_tensor *apply_slice_of_transpose(ft_context *c, ft_tensor **x) {
 static ft_tensor *apply_linear(ft_context *c, ft_tensor **x) { return ft_linear(c, x[0], x[1], x[2], FT_IDENTITY); }
 static ft_tensor *apply_linear_gelu(ft_context *c, ft_tensor **x) { return ft_linear(c, x[0], x[1], x[2], FT_GELU); }
 static ft_tensor *apply_linear_tanh(ft_context *c, ft_tensor **x) { return ft_linear(c, x[0], x[1], NULL, FT_TANH); }
+static ft_tensor *apply_low_rank(ft_context *c, ft_tensor **x) {
+  return ft_linear_low_rank(c, x[0], x[1], x[2], x[3], x[4], FT_IDENTITY);
+}
+static ft_tensor *apply_low_rank_gelu(ft_context *c, ft_tensor **x) {
+  return ft_linear_low_rank(c, x[0], x[1], x[2], x[3], x[4], FT_GELU);
+}
+static ft_tensor *apply_low_rank_of_itself(ft_context *c,
+                                           ft_tensor **x) { /* the low-rank part reads x too, as in LoRA */
+  return ft_linear_low_rank(c, x[0], x[1], NULL, ft_linear(c, x[0], x[2], NULL, FT_IDENTITY), x[3], FT_TANH);
+}
 static ft_tensor *apply_dropout(ft_context *c, ft_tensor **x) { return ft_dropout(c, x[0], 0.4, 7); }
 static ft_tensor *apply_layer_norm(ft_context *c, ft_tensor **x) {
   return ft_residual_layer_norm(c, x[0], NULL, x[1], x[2], 1e-5, 0, 0);
@@ -137,6 +148,7 @@ static const gradient_case cases[] = {
     {"sigmoid", apply_sigmoid, 1, {{2, {5, 8}}}, -5, 5},
     {"exp", apply_exp, 1, {{2, {5, 8}}}, -2, 2},
     {"log", apply_log, 1, {{2, {5, 8}}}, 0.5, 4},
+    {"sqrt", apply_sqrt, 1, {{2, {5, 8}}}, 0.5, 4},
     {"reshape", apply_reshape, 1, {{3, {2, 3, 4}}}, -2, 2},
     {"transpose", apply_transpose, 1, {{3, {2, 3, 4}}}, -2, 2},
     {"slice", apply_slice, 1, {{3, {2, 3, 4}}}, -2, 2},
@@ -144,6 +156,19 @@ static const gradient_case cases[] = {
     {"linear", apply_linear, 3, {{2, {4, 3}}, {2, {5, 3}}, {1, {5}}}, -2, 2},
     {"linear + gelu", apply_linear_gelu, 3, {{2, {4, 3}}, {2, {5, 3}}, {1, {5}}}, -2, 2},
     {"linear + tanh, no bias", apply_linear_tanh, 2, {{2, {4, 3}}, {2, {5, 3}}}, -1, 1},
+    {"linear + low rank", apply_low_rank, 5, {{2, {4, 3}}, {2, {5, 3}}, {1, {5}}, {2, {4, 2}}, {2, {5, 2}}}, -2, 2},
+    {"linear + low rank + gelu",
+     apply_low_rank_gelu,
+     5,
+     {{2, {4, 3}}, {2, {5, 3}}, {1, {5}}, {2, {4, 2}}, {2, {5, 2}}},
+     -1,
+     1},
+    {"linear + low rank of its input",
+     apply_low_rank_of_itself,
+     4,
+     {{2, {4, 3}}, {2, {5, 3}}, {2, {2, 3}}, {2, {5, 2}}},
+     -1,
+     1},
     {"dropout", apply_dropout, 1, {{2, {7, 9}}}, -2, 2},
     {"layer norm", apply_layer_norm, 3, {{2, {4, 6}}, {1, {6}}, {1, {6}}}, -2, 2},
     {"residual layer norm with dropout",

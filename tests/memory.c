@@ -106,10 +106,10 @@ static void test_steady(void) {
   ft_context *context = counting_context(&allocator, 1);
   ft_model *model = small_model(context, "tests/golden/bert-pairs", 0.1);
   ft_tokenizer *tokenizer = ft_tokenizer_load(context, "tests/golden/bert-pairs");
-  ft_optimizer *optimizer = ft_optimizer_create(context, model, NULL);
+  ft_optimizer *optimizer = ft_optimizer_create(context, model, NULL, NULL);
   small_data data = small_parse(context, small_csv, NULL);
   ft_encoded *encoded = ft_dataset_encode(context, data.dataset, tokenizer, 40);
-  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL};
+  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL, NULL};
   int64_t rows[SMALL_ROWS], calls = 0, i;
   ft_batch batch;
   int step;

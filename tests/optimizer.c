@@ -43,7 +43,7 @@ static void check_adamw(const ft_adamw_options *options, double gradient_scale, 
   for (i = 0; i < 40; ++i) values[i] = (ft_real)cos(0.3 * i);
   ft_tensor_write(context, weight->tensor, values);
   ft_tensor_write(context, bias->tensor, bias_start);
-  optimizer = ft_optimizer_create(context, model, options);
+  optimizer = ft_optimizer_create(context, model, NULL, options);
   CHECK(ft_optimizer_gradient_norm(context, optimizer, &norm) == FT_ERROR_ARGUMENT); /* nothing has a gradient yet */
   CHECK(ft_optimizer_step(context, optimizer, 1, 1) == FT_ERROR_ARGUMENT);
   CHECK(strstr(ft_error_message(context), "classifier.weight is to be trained, but the loss does not depend on it"));
@@ -116,7 +116,7 @@ static void test_layer_decay(void) {
   for (i = 0; i < 40; ++i) values[i] = (ft_real)cos(0.3 * i);
   ft_tensor_write(context, weight, values);
   ft_tensor_write(context, low, values);
-  optimizer = ft_optimizer_create(context, model, &options);
+  optimizer = ft_optimizer_create(context, model, NULL, &options);
   for (t = 0; t < STEPS; ++t) {
     low->requires_gradient = t % 2 == 1;
     squares = 0.09 + 1e-6 * (t - 1) * (t - 1);

@@ -4,7 +4,7 @@
 #include "check.h"
 #include "small.h"
 
-static const ft_scoring_options three = {3, NULL}, four = {4, NULL}, five = {5, NULL};
+static const ft_scoring_options three = {3, NULL, NULL}, four = {4, NULL, NULL}, five = {5, NULL, NULL};
 
 static ft_context *context;
 static const char bert[] = "tests/golden/bert-pairs", distilbert[] = "tests/golden/distilbert";
@@ -258,18 +258,18 @@ static void test_snapshot(void) {
   ft_tensor_read(context, head, before);
   ft_tensor_read(context, base, base_before);
   ft_model_train_head(model);
-  snapshot = ft_snapshot_create(context, model);
+  snapshot = ft_snapshot_create(context, model, NULL);
   ft_tensor_write(context, head, ones);
   ft_tensor_write(context, base, ones);
-  CHECK(ft_snapshot_restore(context, snapshot, model) == FT_OK);
+  CHECK(ft_snapshot_restore(context, snapshot, model, NULL) == FT_OK);
   ft_tensor_read(context, head, now);
   CHECK(now[0] == before[0] && now[1] == before[1] && before[0] != 1);
   ft_tensor_read(context, base, now);
   CHECK(now[0] == 1 && base_before[0] != 1); /* was not taken */
   ft_tensor_write(context, head, ones);
-  CHECK(ft_snapshot_take(context, snapshot, model) == FT_OK);
+  CHECK(ft_snapshot_take(context, snapshot, model, NULL) == FT_OK);
   ft_tensor_write(context, head, before);
-  CHECK(ft_snapshot_restore(context, snapshot, model) == FT_OK);
+  CHECK(ft_snapshot_restore(context, snapshot, model, NULL) == FT_OK);
   ft_tensor_read(context, head, now);
   CHECK(now[0] == 1 && now[1] == 1);
   ft_snapshot_free(snapshot);
@@ -317,8 +317,8 @@ static void test_nulls(void) {
   REFUSED(ft_predict(fresh, NULL, NULL, NULL, logits));
   REFUSED(ft_evaluate(fresh, model, NULL, NULL, NULL, &metrics));
   REFUSED(ft_embed(fresh, model, NULL, NULL, true, true, logits));
-  REFUSED(ft_snapshot_take(fresh, NULL, model));
-  REFUSED(ft_snapshot_restore(fresh, NULL, model));
+  REFUSED(ft_snapshot_take(fresh, NULL, model, NULL));
+  REFUSED(ft_snapshot_restore(fresh, NULL, model, NULL));
   REFUSED(ft_train(fresh, NULL, NULL, NULL, NULL, NULL, NULL));
   CHECK(ft_train(NULL, model, NULL, NULL, NULL, NULL, NULL) != FT_OK);
 #undef REFUSED

@@ -48,6 +48,14 @@ static void test_golden(void) {
   check_golden("tests/golden/roberta", NULL);
   check_golden("tests/golden/roberta-masked", NULL);
   check_golden("tests/golden/roberta-tokens", NULL);
+  check_golden("tests/golden/albert-lora", "tests/golden/albert-groups");
+  check_golden("tests/golden/bert-dora", "tests/golden/bert-pairs");
+  check_golden("tests/golden/bert-lora", "tests/golden/bert-pairs");
+  check_golden("tests/golden/bert-lora-patterns", "tests/golden/bert-cosine-3labels");
+  check_golden("tests/golden/bert-tokens-lora", "tests/golden/bert-tokens");
+  check_golden("tests/golden/distilbert-lora", "tests/golden/distilbert");
+  check_golden("tests/golden/roberta-lora", "tests/golden/roberta");
+  check_shared("../shared/golden/distilbert-lora", NULL);
   check_shared("../shared/golden/bert", NULL);
   check_shared("../shared/golden/distilbert", NULL);
   check_shared("../shared/golden/distilbert-head", NULL);
@@ -259,6 +267,20 @@ static void test_tampering(const char *golden, const char *model, int values) {
   CHECK(!passes_without(golden, model, "final.classifier.weight"));
 }
 
+/* A reference whose adapter is beside it. */
+static void test_adapter(const char *golden, const char *model, int values) {
+  golden_file g;
+  char from[700], adapter[700];
+  snprintf(from, sizeof from, "%s/adapter", golden);
+  snprintf(adapter, sizeof adapter, "%s/adapter", directory);
+  CHECK(ft__directory_create(context, adapter) == FT_OK);
+  files_copy(context, from, adapter, "adapter_config.json");
+  files_copy(context, from, adapter, "adapter_model.safetensors");
+  test_values(&g, golden, model, values);
+  golden_close(&g);
+  files_end(adapter);
+}
+
 int main(void) {
   golden_file masked;
   ft_context_options options;
@@ -275,6 +297,8 @@ int main(void) {
   /* logits, loss, 3 hidden states, losses, norms, 1 rate, and 42 - 2 parameters */
   test_values(&masked, "tests/golden/bert-masked", "tests/golden/bert-masked", 8 + 2 * 40);
   golden_close(&masked);
+  test_adapter("tests/golden/bert-lora", "tests/golden/bert-pairs", 8 + 2 * 10); /* 4 updates and the head */
+  test_adapter("tests/golden/bert-dora", "tests/golden/bert-pairs", 8 + 2 * 14); /* and 4 magnitudes */
   CHECK(!verify_directory(context, "tests/golden/bert-pairs", "tests/golden/bert-legacy", NULL)); /* another model */
   CHECK(!verify_directory(context, "tests/golden/nowhere", NULL, NULL));
   files_end(directory);

@@ -8,6 +8,8 @@
   train DIR OUT --csv F.csv       a few plain torch steps, then save_pretrained: a directory for the C library to load
   embed DIR --csv F.csv --out E   text vectors, as `ft embed` writes them
   diff-embeddings A B             largest difference between two such files
+  adapters FT BASE WORK --csv F   LoRA in all its forms, both ways: what peft writes, the program FT scores and merges;
+                                  what `ft train` writes, peft and transformers load, score and merge
 
 `load` fails with exit status 1, and so do the two diffs above --tolerance. Results go to stdout, the rest to stderr.
 A round trip:
@@ -26,6 +28,7 @@ import json
 import logging
 import math
 import os
+import subprocess
 import sys
 import warnings
 
@@ -300,6 +303,178 @@ def command_embed(args):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# adapters
+
+
+def layer_paths(model):
+    """Paths of the linear layers inside the encoder's layers."""
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and "layer" in name]
+
+
+def adapter_variants(model, targets, task_type):
+    """Options of peft.LoraConfig by name; A, B and what else trains is random later."""
+    paths = layer_paths(model)
+    first = next(path for path in paths if path.endswith("." + targets[0]))
+    classes = task_type is not None
+    variants = {
+        "plain": dict(target_modules=targets),
+        "rslora": dict(target_modules=targets, use_rslora=True, r=4, lora_alpha=6),
+        "dora": dict(target_modules=targets, use_dora=True),
+        "dora-dropout": dict(target_modules=targets, use_dora=True, lora_dropout=0.2),
+        "all-in-layers": dict(target_modules=paths, use_rslora=True),
+        "regex": dict(target_modules=r".*\.(%s|%s)" % (targets[0], targets[1][0] + r"\w+")),
+        "regex-layers": dict(target_modules=r"(?:.+\.)?\w*layers?.*\.[0-1]\..*%s" % targets[1]),
+        "exclude": dict(target_modules=targets, exclude_modules=[first]),
+        # peft sorts the patterns when it saves them, and the first that matches counts: these exclude each other
+        "rank-pattern": dict(target_modules=targets, rank_pattern={targets[0]: 3, r".*\.0\..*" + targets[1]: 5},
+                             alpha_pattern={first: 32, targets[1]: 10}),
+        "layers": dict(target_modules=targets, layers_to_transform=[0]),
+        "bias-all": dict(target_modules=targets, bias="all"),
+        "bias-lora": dict(target_modules=targets, bias="lora_only"),
+        "fan-in-fan-out": dict(target_modules=targets, fan_in_fan_out=False, init_lora_weights="gaussian"),
+        "save-more": dict(target_modules=targets, modules_to_save=["embeddings.LayerNorm"]),
+        "save-words": dict(target_modules=targets, modules_to_save=["word_embeddings"]),
+    }
+    if model.config.model_type not in ("distilbert", "electra") and classes and task_type != "TOKEN_CLS":
+        variants["all-linear"] = dict(target_modules="all-linear")  # else peft adapts its own copy of the head, and fails
+    if model.config.model_type in ("bert", "albert") and task_type == "SEQ_CLS":
+        variants["save-pooler"] = dict(target_modules=targets, modules_to_save=["pooler"])
+    if classes:
+        variants["no-task"] = dict(target_modules=targets, task_type=None, modules_to_save=["classifier"])
+    return {name: dict(dict(r=2, lora_alpha=4, task_type=task_type), **options) for name, options in variants.items()}
+
+
+def run_ft(args, *words):
+    done = subprocess.run([args.ft, *words], capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        fail(f"ft {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def ft_scores(args, directory, *more):
+    """What `ft predict` computes: logits; of tokens the best label's probability."""
+    out = run_ft(args, "predict", directory, "--csv", args.csv, "--text", args.text, "--logits", *more)
+    rows = out.splitlines()
+    if rows[0].startswith("{"):
+        return torch.tensor([token["score"] for row in rows for token in json.loads(row)["tokens"]])
+    names = rows[0].split(",")
+    columns = [i for i, name in enumerate(names) if name.startswith("logit_")]
+    return torch.tensor([[float(row[i]) for i in columns] for row in csv.reader(rows[1:])])
+
+
+def torch_scores(args, model, tokenizer):
+    [texts] = read_columns(args.csv, args.text)
+    scores = []
+    with torch.inference_mode():
+        for text in texts:
+            encoded = tokenizer(text, truncation=True, max_length=longest_text(tokenizer, model.config),
+                                return_tensors="pt", return_offsets_mapping=True)
+            offsets = encoded.pop("offset_mapping")[0]
+            if not getattr(model.config, "type_vocab_size", 0):
+                encoded.pop("token_type_ids", None)
+            logits = model(**encoded).logits[0]
+            real = offsets[:, 1] > offsets[:, 0]
+            scores.append(logits.softmax(-1).max(-1).values[real] if logits.dim() == 2 else logits)
+    return torch.cat(scores) if scores[0].dim() == 1 and args.tokens else torch.stack(scores)
+
+
+def compare_scores(args, name, ours, theirs, failures):
+    worst = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else math.inf
+    print(f"{'ok  ' if worst <= args.tolerance else 'FAIL'} {name}: {worst:.2e}", flush=True)
+    if not worst <= args.tolerance:
+        failures.append(name)
+
+
+def randomize(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def load_base(args, **options):
+    auto = transformers.AutoModelForTokenClassification if args.tokens else transformers.AutoModelForSequenceClassification
+    return auto.from_pretrained(args.base, dtype=torch.float32, **options)
+
+
+def check_from_peft(args, tokenizer, targets, failures):
+    """peft's adapters, scored and merged here."""
+    import peft
+    task_type = "TOKEN_CLS" if args.tokens else "SEQ_CLS"
+    for number, (name, options) in enumerate(adapter_variants(load_base(args), targets, task_type).items()):
+        directory = os.path.join(args.work, "peft-" + name)
+        model = peft.get_peft_model(load_base(args), peft.LoraConfig(**options))
+        randomize(model, number)
+        model.save_pretrained(directory)
+        model = peft.PeftModel.from_pretrained(load_base(args), directory).eval()
+        theirs = torch_scores(args, model, tokenizer)
+        compare_scores(args, f"peft {name}", ft_scores(args, directory), theirs, failures)
+        run_ft(args, "merge", directory, "--output-dir", directory + "-merged", "--overwrite")
+        compare_scores(args, f"peft {name}, merged", ft_scores(args, directory + "-merged"), theirs, failures)
+        merged = torch_scores(args, model.merge_and_unload(), tokenizer)
+        compare_scores(args, f"peft {name}, merged by peft", ft_scores(args, directory), merged, failures)
+
+
+def check_from_ft(args, tokenizer, targets, failures):
+    """Adapters trained here, loaded with nothing missing, unexpected or warned about."""
+    import peft
+    variants = {
+        "plain": [],
+        "rslora": ["--rslora", "--lora-r", "4", "--lora-alpha", "3"],
+        "dora": ["--dora"],
+        "all-linear": ["--lora-targets", "all-linear"],
+        "one-layer": ["--lora-targets", r".*\.0\..*%s" % targets[0]],
+        "save-more": ["--lora-modules-to-save", "embeddings.LayerNorm"],
+    }
+    for name, options in variants.items():
+        directory = os.path.join(args.work, "ft-" + name)
+        run_ft(args, "train", "--model", args.base, "--train", args.train, "--text", args.text, "--label", args.label,
+               "--output-dir", directory, "--overwrite", "--method", "lora", "--quiet", "--max-steps", "20", "--lr",
+               "1e-2", "--batch-size", "8", *options)
+        ours = ft_scores(args, directory)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            config = peft.PeftConfig.from_pretrained(directory)
+            base, _ = load_plain(config.base_model_name_or_path, num_labels=ours.shape[1], ignore_mismatched_sizes=True)
+            model = peft.get_peft_model(base, config)
+            result = peft.set_peft_model_state_dict(model, peft.load_peft_weights(directory, device="cpu"))
+            automatic = transformers.AutoModelForSequenceClassification.from_pretrained(
+                directory, num_labels=ours.shape[1], ignore_mismatched_sizes=True)
+            saved_tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        messages = [str(w.message) for w in caught if not issubclass(w.category, (FutureWarning, DeprecationWarning))]
+        missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
+        if messages or missing or result.unexpected_keys:
+            print(f"FAIL ft {name}: {messages} missing {missing} unexpected {result.unexpected_keys}")
+            failures.append(name)
+        theirs = torch_scores(args, model.eval(), saved_tokenizer)
+        compare_scores(args, f"ft {name}", ours, theirs, failures)
+        if name != "dora":  # of which transformers 5.23 without peft's loader misses the magnitudes, whoever wrote them
+            compare_scores(args, f"ft {name}, by AutoModel", ours, torch_scores(args, automatic.eval(), tokenizer),
+                           failures)
+        merged = torch_scores(args, model.merge_and_unload(), tokenizer)
+        compare_scores(args, f"ft {name}, merged by peft", ours, merged, failures)
+        run_ft(args, "merge", directory, "--output-dir", directory + "-merged", "--overwrite")
+        plain, info = load_plain(directory + "-merged")
+        check_keys(directory + "-merged", missing=info["missing_keys"], unexpected=info["unexpected_keys"])
+        compare_scores(args, f"ft {name}, merged here", ours, torch_scores(args, plain.eval(), tokenizer), failures)
+
+
+def command_adapters(args):
+    warnings.simplefilter("ignore", FutureWarning)
+    os.makedirs(args.work, exist_ok=True)
+    config = transformers.AutoConfig.from_pretrained(args.base)
+    args.tokens = any("TokenClassification" in name for name in config.architectures or [])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.base)
+    targets = ["q_lin", "v_lin"] if config.model_type == "distilbert" else ["query", "value"]
+    failures = []
+    check_from_peft(args, tokenizer, targets, failures)
+    if args.train and not args.tokens:
+        check_from_ft(args, tokenizer, targets, failures)
+    return 1 if failures else 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def parse_arguments():
@@ -353,6 +528,16 @@ def parse_arguments():
     add("a")
     add("b")
     add("--tolerance", type=float, default=2e-6)
+
+    add = command("adapters", command_adapters, "LoRA, both ways, with a program ft")
+    add("ft", help="the program, built from tools/ft.c")
+    add("base", help="directory of a small model")
+    add("work", help="directory to write to")
+    add("--csv", required=True, help="texts to score")
+    add("--train", help="labelled texts for `ft train`; without, only peft's adapters are looked at")
+    add("--text", default="text")
+    add("--label", default="label")
+    add("--tolerance", type=float, default=1e-4)
     return parser.parse_args()
 
 

@@ -10,11 +10,13 @@
 
 #include "ft/arguments.h"
 #include "ft/common.h"
+#include "ft/adapter.h"
 #include "ft/selection.h"
 #include "ft/inspect.h"
 #include "ft/tokenize.h"
 #include "ft/predict.h"
 #include "ft/train.h"
+#include "ft/merge.h"
 #include "ft/bench.h"
 #include "ft/verify.h"
 
@@ -45,6 +47,7 @@ static const struct {
                 {"train", command_train, "fine-tune a model on labelled texts"},
                 {"predict", command_predict, "labels and scores of texts"},
                 {"embed", command_embed, "sentence embeddings of texts, as safetensors"},
+                {"merge", command_merge, "write an adapter into its base model"},
                 {"verify", command_verify, "compare with PyTorch's numbers in golden.safetensors"},
                 {"bench", command_bench, "measure the speed of training steps or scoring"}};
 

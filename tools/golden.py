@@ -296,19 +296,23 @@ def choose_trained(model, args):
         return model
     import peft
     task_type = {"seq": peft.TaskType.SEQ_CLS, "tok": peft.TaskType.TOKEN_CLS, "mlm": None}[args.task]
-    model = peft.get_peft_model(model, peft.LoraConfig(
-        task_type=task_type, r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=0.0,
-        target_modules=FAMILIES[args.family]["lora"]))
+    options = dict(task_type=task_type, r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=0.0,
+                   target_modules=FAMILIES[args.family]["lora"])
+    model = peft.get_peft_model(model, peft.LoraConfig(**dict(options, **json.loads(args.peft))))
     generator = torch.Generator().manual_seed(args.seed + 2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name:  # B starts at zero in PEFT, which would leave A without a gradient
+            if "lora_magnitude_vector" in name:
+                parameter *= 1 + 0.1 * torch.randn(parameter.shape, generator=generator)
+            elif "lora_" in name:  # B starts at zero in PEFT, which would leave A without a gradient
                 parameter.normal_(0, 0.1, generator=generator)
     adapter = os.path.join(args.out, "adapter")
     model.save_pretrained(adapter)
     config_path = os.path.join(adapter, "adapter_config.json")
     with open(config_path, encoding="utf-8") as file:
         config = json.load(file)
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()  # it came from a set
     write_json(config_path, dict(config, base_model_name_or_path=None))  # the base is beside it, wherever that is
     readme = os.path.join(adapter, "README.md")
     if os.path.exists(readme):
@@ -502,6 +506,7 @@ def parse_arguments():
     add("--trained", choices=("all", "head", "lora"), default="all")
     add("--lora-r", "--lora", type=int, default=0, metavar="R", help="rank; implies --trained lora (default 4)")
     add("--lora-alpha", type=int, default=0, help="default 2 R")
+    add("--peft", metavar="JSON", default="{}", help="further options of peft.LoraConfig: '{\"use_dora\": true}'")
     add("--hidden", type=int, default=32)
     add("--layers", type=int, default=2)
     add("--heads", type=int, default=4)

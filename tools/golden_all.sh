@@ -46,3 +46,17 @@ small electra-masked        --family electra --task mlm --seed 28
 small bert-tokens           --family bert --task tok --labels 5 --seed 29
 small distilbert-tokens     --family distilbert --task tok --labels 3 --seed 30
 small roberta-tokens        --family roberta --task tok --labels 3 --trained head --seed 33
+
+# Adapters for some of these models, with what peft makes of them: ft verify bert-lora --model bert-pairs
+lora() { name=$1; base=$2; shift 2; golden "$name" --from "$out/$base" --sample 16 --max-length 24 --steps 2 --warmup 1 --trained lora "$@"; }
+
+lora bert-lora              bert-pairs --seed 41
+lora roberta-lora           roberta --labels 3 --seed 42
+# names by a regular expression, scaling by the root of the rank, two different heads trained with it
+lora distilbert-lora        distilbert --lora-r 3 --seed 43 --peft '{"use_rslora": true, "target_modules": ".*\\.(?:[qv]_lin|lin\\d)"}'
+lora bert-dora              bert-pairs --lora-r 2 --seed 44 --peft '{"use_dora": true}'
+# every linear layer; six layers share two groups, so each update serves three of them
+lora albert-lora            albert-groups --lora-r 2 --seed 45 --peft '{"target_modules": "all-linear"}'
+# what selects and scales: some layers, ranks and alphas by pattern; all biases train too, and the pooler
+lora bert-lora-patterns     bert-cosine-3labels --labels 3 --lora-r 2 --seed 46 --peft '{"target_modules": ["query", "key", "output.dense"], "layers_to_transform": [0, 2], "rank_pattern": {"query": 3, "2.output.dense": 1}, "alpha_pattern": {"attention.*": 5}, "bias": "all", "modules_to_save": ["pooler"]}'
+lora bert-tokens-lora       bert-tokens --task tok --labels 5 --seed 49 --peft '{"bias": "lora_only"}'

@@ -1,8 +1,8 @@
 /* bench.h - ft bench: how fast training steps or scoring are on this machine, as one JSON line.
 
    The work of a training step is forward with dropout, cross-entropy, backward, clipping at 1.0, AdamW with weight
-   decay 0.01, a linear schedule. Rows are taken in file order; tokenizing is not timed; the first two steps are not
-   counted. */
+   decay 0.01, a linear schedule; in mode lora only an adapter of rank 8 and the head train. Rows are taken in file
+   order; tokenizing is not timed; the first two steps are not counted. */
 #ifndef FT_BENCH_H
 #define FT_BENCH_H
 
@@ -15,12 +15,14 @@ enum { BENCH_WARMUP = 2 };
 typedef struct bench_state {
   ft_context *context;
   ft_model *model;
+  ft_adapter *adapter; /* of mode lora, else NULL */
   ft_tokenizer *tokenizer;
   ft_dataset *dataset;
   ft_encoded *encoded;
   ft_optimizer *optimizer;
   ft_batch batch;
   long long batch_size, steps, max_length;
+  const char *mode;
   bool training;
 } bench_state;
 
@@ -54,6 +56,7 @@ static bool bench_step(bench_state *s, long long step, const int64_t *rows, cons
   bool ok = ft_batch_select(s->context, &s->batch, s->encoded, rows, s->batch_size) == FT_OK;
   memset(&options, 0, sizeof options);
   options.training = s->training;
+  options.adapter = s->adapter;
   start = ft_seconds();
   ft_random_position(s->context, 42, step, 0);
   if (!s->training) ft_no_grad_begin(s->context);
@@ -91,7 +94,7 @@ static bool bench_run(bench_state *s) {
     if (step < BENCH_WARMUP) continue;
     total += seconds[step];
     tokens += (double)s->batch.tokens;
-    operations += bench_operations(ft_model_config(s->model), &s->batch) * (s->training ? 3 : 1);
+    operations += bench_operations(ft_model_config(s->model), &s->batch) * (s->adapter ? 2 : s->training ? 3 : 1);
   }
   if (ok) {
     qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
@@ -99,9 +102,9 @@ static bool bench_run(bench_state *s) {
         "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"ex_per_s\":%.3f,"
         "\"real_tok_per_s\":%.1f,"
         "\"ms_per_step\":%.2f,\"gflops\":%.1f,\"peak_rss_mib\":%ld}\n",
-        s->training ? "train" : "predict", s->batch_size, counted, ft_context_threads(s->context),
-        ft_cpu_instruction_set(), (double)(counted * s->batch_size) / total, tokens / total,
-        1e3 * seconds[BENCH_WARMUP + counted / 2], operations / total * 1e-9, bench_peak_mib());
+        s->mode, s->batch_size, counted, ft_context_threads(s->context), ft_cpu_instruction_set(),
+        (double)(counted * s->batch_size) / total, tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2],
+        operations / total * 1e-9, bench_peak_mib());
   }
   free(rows);
   free(labels);
@@ -143,13 +146,17 @@ static bool bench_load(bench_state *s, const char *config, const char *tokenizer
   s->tokenizer = s->model ? ft_tokenizer_load(s->context, tokenizer ? tokenizer : directory) : NULL;
   s->dataset = s->tokenizer ? ft_dataset_read(s->context, csv, &data) : NULL;
   s->encoded = s->dataset ? ft_dataset_encode(s->context, s->dataset, s->tokenizer, (int)s->max_length) : NULL;
-  if (s->encoded && s->training) s->optimizer = ft_optimizer_create(s->context, s->model, &adamw);
+  if (s->encoded && strcmp(s->mode, "lora") == 0) {
+    ft_model_train_all(s->model, false);
+    if (!(s->adapter = ft_adapter_create(s->context, s->model, NULL))) return false;
+  }
+  if (s->encoded && s->training) s->optimizer = ft_optimizer_create(s->context, s->model, s->adapter, &adamw);
   return s->encoded && (s->optimizer || !s->training);
 }
 
 static int command_bench(int argc, char **argv) {
   static const char usage[] = "ft bench --config CONFIG.json|DIR --csv FILE [--tokenizer DIR] [options]";
-  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *mode = "train", *dtype = "fp32";
+  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *dtype = "fp32";
   long long threads = 0;
   bench_state s;
   const arguments_option table[] = {
@@ -157,7 +164,7 @@ static int command_bench(int argc, char **argv) {
       {"--tokenizer", ARGUMENT_TEXT, &tokenizer, "directory of the tokenizer (the config's)"},
       {"--csv", ARGUMENT_TEXT, &csv, "texts, in file order"},
       {"--text", ARGUMENT_TEXT, &text, "column of texts (text, review, sentence or content)"},
-      {"--mode", ARGUMENT_TEXT, &mode, "train or predict (train)"},
+      {"--mode", ARGUMENT_TEXT, &s.mode, "train, lora or predict (train)"},
       {"--batch-size", ARGUMENT_INTEGER, &s.batch_size, "(16)"},
       {"--steps", ARGUMENT_INTEGER, &s.steps, "steps, the first two not counted (12)"},
       {"--max-length", ARGUMENT_INTEGER, &s.max_length, "(256)"},
@@ -166,14 +173,15 @@ static int command_bench(int argc, char **argv) {
   arguments_positional positional;
   bool ok;
   memset(&s, 0, sizeof s);
-  s.batch_size = 16, s.steps = 12, s.max_length = 256;
+  s.batch_size = 16, s.steps = 12, s.max_length = 256, s.mode = "train";
   if (!arguments_parse(argc, argv, usage, table, ARGUMENTS_COUNT(table), &positional)) return EXIT_USAGE;
   if (positional.count || !config || !csv || s.batch_size < 1 || s.steps <= BENCH_WARMUP ||
-      strcmp(dtype, "fp32") != 0 || (strcmp(mode, "train") != 0 && strcmp(mode, "predict") != 0)) {
-    fprintf(stderr, "usage: %s; --steps above %d, --mode train or predict, --dtype fp32\n", usage, BENCH_WARMUP);
+      strcmp(dtype, "fp32") != 0 ||
+      (strcmp(s.mode, "train") != 0 && strcmp(s.mode, "lora") != 0 && strcmp(s.mode, "predict") != 0)) {
+    fprintf(stderr, "usage: %s; --steps above %d, --mode train, lora or predict, --dtype fp32\n", usage, BENCH_WARMUP);
     return EXIT_USAGE;
   }
-  s.training = strcmp(mode, "train") == 0;
+  s.training = strcmp(s.mode, "predict") != 0;
   if (!(s.context = common_context((int)threads, true))) return EXIT_FAILED;
   ok = bench_load(&s, config, tokenizer, csv, text) && bench_run(&s);
   if (!ok) common_failed(s.context);
@@ -182,6 +190,7 @@ static int command_bench(int argc, char **argv) {
   ft_encoded_free(s.encoded);
   ft_dataset_free(s.dataset);
   ft_tokenizer_free(s.tokenizer);
+  ft_adapter_free(s.adapter);
   ft_model_free(s.model);
   ft_context_free(s.context);
   return ok ? EXIT_OK : EXIT_FAILED;

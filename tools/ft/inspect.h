@@ -13,25 +13,33 @@ static void inspect_branch(const char *name, const char *previous) {
   printf("%*s%s", 2 * depth, "", name + start);
 }
 
-static void inspect_tree(const ft_model *model) {
+static void inspect_parameter(const ft_parameter *parameter, const char *previous) {
+  int d;
+  inspect_branch(parameter->name, previous);
+  printf(" [");
+  for (d = 0; d < parameter->tensor->dimensions; ++d)
+    printf("%s%lld", d ? ", " : "", (long long)parameter->tensor->shape[d]);
+  printf("]%s\n", parameter->tensor->requires_gradient ? "" : " frozen");
+}
+
+/* The model's parts, then the adapter's (or NULL). */
+static void inspect_tree(const ft_model *model, const ft_adapter *adapter) {
   const ft_config *config = ft_model_config(model);
   const char *previous = "";
   int64_t i;
-  int d;
   printf("%s: %d layers, hidden size %d, %d heads, intermediate size %d, vocabulary %d, positions %d, labels %d\n",
          config->model_type, config->layers, config->hidden_size, config->heads, config->intermediate_size,
          config->vocabulary_size, config->max_positions, config->labels);
   for (i = 0; i < ft_model_parameter_count(model); ++i) {
-    const ft_parameter *parameter = ft_model_parameter(model, i);
-    inspect_branch(parameter->name, previous);
-    printf(" [");
-    for (d = 0; d < parameter->tensor->dimensions; ++d)
-      printf("%s%lld", d ? ", " : "", (long long)parameter->tensor->shape[d]);
-    printf("]%s\n", parameter->tensor->requires_gradient ? "" : " frozen");
-    previous = parameter->name;
+    inspect_parameter(ft_model_parameter(model, i), previous);
+    previous = ft_model_parameter(model, i)->name;
   }
-  printf("parameters: %lld total, %lld trained\n", (long long)ft_model_size(model, false),
-         (long long)ft_model_size(model, true));
+  for (i = 0; i < ft_adapter_parameter_count(adapter); ++i) {
+    inspect_parameter(ft_adapter_parameter(adapter, i), previous);
+    previous = ft_adapter_parameter(adapter, i)->name;
+  }
+  printf("parameters: %lld total, %lld trained\n", (long long)(ft_model_size(model, false) + ft_adapter_size(adapter)),
+         (long long)(ft_model_size(model, true) + ft_adapter_size(adapter)));
 }
 
 static void inspect_tokens(const ft_tokenizer *tokenizer, const char *text, const ft_encoding *encoding) {
@@ -44,7 +52,8 @@ static void inspect_tokens(const ft_tokenizer *tokenizer, const char *text, cons
   }
 }
 
-static bool inspect_hidden(ft_context *context, const ft_model *model, const ft_encoding *encoding) {
+static bool inspect_hidden(ft_context *context, const ft_model *model, const ft_adapter *adapter,
+                           const ft_encoding *encoding) {
   const ft_config *config = ft_model_config(model);
   ft_forward_options options;
   ft_output output;
@@ -56,6 +65,7 @@ static bool inspect_hidden(ft_context *context, const ft_model *model, const ft_
   memset(&batch, 0, sizeof batch);
   memset(&options, 0, sizeof options);
   options.hidden_states = true;
+  options.adapter = adapter;
   offsets[0] = 0, offsets[1] = encoding->count;
   ft_no_grad_begin(context);
   ok = ft_batch_set(context, &batch, encoding->ids, encoding->token_types, offsets, 1) == FT_OK &&
@@ -80,20 +90,20 @@ static bool inspect_hidden(ft_context *context, const ft_model *model, const ft_
   return ok;
 }
 
-static bool inspect_text(ft_context *context, const ft_model *model, const char *directory, const char *text) {
-  ft_tokenizer *tokenizer = ft_tokenizer_load(context, directory);
+static bool inspect_text(ft_context *context, const adapter_opened *opened, const char *text) {
+  ft_tokenizer *tokenizer = ft_tokenizer_load(context, opened->tokenizer);
   ft_encode_options options;
   ft_encoding encoding;
   bool ok;
   memset(&encoding, 0, sizeof encoding);
   memset(&options, 0, sizeof options);
   options.offsets = true;
-  options.max_length = ft_max_length(context, model, tokenizer, 0);
+  options.max_length = ft_max_length(context, opened->model, tokenizer, 0);
   ok = options.max_length > 0 &&
        ft_tokenizer_encode(context, tokenizer, text, strlen(text), NULL, 0, &options, &encoding) == FT_OK;
   if (ok) {
     inspect_tokens(tokenizer, text, &encoding);
-    ok = inspect_hidden(context, model, &encoding);
+    ok = inspect_hidden(context, opened->model, opened->adapter, &encoding);
   }
   ft_encoding_free(&encoding);
   ft_tokenizer_free(tokenizer);
@@ -103,14 +113,15 @@ static bool inspect_text(ft_context *context, const ft_model *model, const char 
 static int command_inspect(int argc, char **argv) {
   selection chosen = selection_default();
   long long labels = 0;
-  const char *usage;
+  const char *usage, *base = NULL;
   const arguments_option options[] = {
       SELECTION_OPTIONS(chosen),
-      {"--labels", ARGUMENT_INTEGER, &labels, "outputs of the head (the model's own, else 2)"}};
+      {"--labels", ARGUMENT_INTEGER, &labels, "outputs of the head (the model's own, else 2)"},
+      {"--base", ARGUMENT_TEXT, &base, "of a PEFT directory: its base model (the one that it names)"}};
   arguments_positional positional;
   ft_context *context;
   ft_model_options model_options;
-  ft_model *model;
+  adapter_opened opened;
   bool ok;
   if (!arguments_parse(argc, argv, "ft inspect DIR [\"some text\"] [options]", options, ARGUMENTS_COUNT(options),
                        &positional))
@@ -123,16 +134,19 @@ static int command_inspect(int argc, char **argv) {
   model_options.labels = (int)labels;
   selection_options(&chosen, &model_options);
   model_options.shapes_only = positional.count == 1;
-  model = ft_model_load(context, positional.value[0], &model_options);
-  if (model && !selection_apply(&chosen, model)) {
-    ft_model_free(model);
+  ok = adapter_open(context, positional.value[0], base, &model_options, &opened);
+  if (ok && !selection_apply(&chosen, opened.model)) {
+    adapter_close(&opened);
     ft_context_free(context);
     return EXIT_FAILED;
   }
-  ok = model && (positional.count == 1 || inspect_text(context, model, positional.value[0], positional.value[1]));
-  if (ok && positional.count == 1) inspect_tree(model);
+  if (ok && opened.adapter) ft_model_train_all(opened.model, false);
+  if (ok && !opened.adapter && selection_is_lora(&chosen))
+    ok = (opened.adapter = adapter_create(context, opened.model, &chosen.adapter, 42)) != NULL;
+  ok = ok && (positional.count == 1 || inspect_text(context, &opened, positional.value[1]));
+  if (ok && positional.count == 1) inspect_tree(opened.model, opened.adapter);
   if (!ok) common_failed(context);
-  ft_model_free(model);
+  adapter_close(&opened);
   ft_context_free(context);
   return ok ? EXIT_OK : EXIT_FAILED;
 }

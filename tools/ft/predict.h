@@ -4,7 +4,8 @@
 
 typedef struct predict_inputs { /* what both commands load */
   ft_context *context;
-  ft_model *model;
+  adapter_opened opened;
+  ft_model *model; /* opened's */
   ft_tokenizer *tokenizer;
   ft_dataset *dataset;
   ft_encoded *encoded;
@@ -14,13 +15,13 @@ static void predict_close(predict_inputs *in) {
   ft_encoded_free(in->encoded);
   ft_dataset_free(in->dataset);
   ft_tokenizer_free(in->tokenizer);
-  ft_model_free(in->model);
+  adapter_close(&in->opened);
   ft_context_free(in->context);
 }
 
-static bool predict_open(predict_inputs *in, const char *directory, const ft_model_options *model_options,
-                         const char *csv, const char *text_column, const char *pair_column, int max_length,
-                         int threads) {
+static bool predict_open(predict_inputs *in, const char *directory, const char *base,
+                         const ft_model_options *model_options, const char *csv, const char *text_column,
+                         const char *pair_column, int max_length, int threads) {
   ft_dataset_options options;
   memset(in, 0, sizeof *in);
   memset(&options, 0, sizeof options);
@@ -28,8 +29,9 @@ static bool predict_open(predict_inputs *in, const char *directory, const ft_mod
   options.pair_column = pair_column;
   options.unlabelled = true;
   if (!(in->context = common_context(threads, true))) return false;
-  in->model = ft_model_load(in->context, directory, model_options);
-  in->tokenizer = in->model ? ft_tokenizer_load(in->context, directory) : NULL;
+  if (!adapter_open(in->context, directory, base, model_options, &in->opened)) return false;
+  in->model = in->opened.model;
+  in->tokenizer = ft_tokenizer_load(in->context, in->opened.tokenizer);
   if (!in->tokenizer) return false;
   if (!csv) return true;
   max_length = ft_max_length(in->context, in->model, in->tokenizer, max_length);
@@ -39,14 +41,17 @@ static bool predict_open(predict_inputs *in, const char *directory, const ft_mod
 }
 
 /* A head that came with the files: scores of one just initialised would be noise. */
-static bool predict_has_head(const ft_model *model) {
-  int64_t i;
-  for (i = 0; i < ft_model_parameter_count(model); ++i)
-    if (!ft_model_parameter(model, i)->loaded) {
-      fprintf(stderr, "error: the files have no %s: fine-tune the model first (ft train)\n",
-              ft_model_parameter(model, i)->name);
-      return false;
-    }
+static bool predict_has_head(const adapter_opened *opened) {
+  int64_t i, k;
+  for (i = 0; i < ft_model_parameter_count(opened->model); ++i) {
+    const ft_parameter *parameter = ft_model_parameter(opened->model, i);
+    bool has = parameter->loaded;
+    for (k = 0; !has && k < ft_adapter_parameter_count(opened->adapter); ++k)
+      has = strcmp(ft_adapter_parameter(opened->adapter, k)->name + strlen("base_model.model."), parameter->name) == 0;
+    if (has) continue;
+    fprintf(stderr, "error: the files have no %s: fine-tune the model first (ft train)\n", parameter->name);
+    return false;
+  }
   return true;
 }
 
@@ -169,7 +174,8 @@ static void predict_print_bars(const ft_config *config, const float *logits, dou
   }
 }
 
-static bool predict_text(const predict_inputs *in, const char *text, int max_length) {
+static bool predict_text(const predict_inputs *in, const ft_scoring_options *options, const char *text,
+                         int max_length) {
   const ft_config *config = ft_model_config(in->model);
   double *probabilities = (double *)malloc((size_t)config->labels * sizeof *probabilities);
   float *logits = (float *)malloc((size_t)config->labels * sizeof *logits);
@@ -185,9 +191,9 @@ static bool predict_text(const predict_inputs *in, const char *text, int max_len
   max_length = ft_max_length(in->context, in->model, in->tokenizer, max_length);
   encoded = max_length ? ft_dataset_encode(in->context, &one, in->tokenizer, max_length) : NULL;
   if (encoded && config->task == FT_TASK_TOKENS) {
-    ok = predict_tokens(in, &one, encoded, NULL, max_length);
+    ok = predict_tokens(in, &one, encoded, options, max_length);
   } else {
-    ok = probabilities && logits && encoded && ft_predict(in->context, in->model, encoded, NULL, logits) == FT_OK;
+    ok = probabilities && logits && encoded && ft_predict(in->context, in->model, encoded, options, logits) == FT_OK;
     if (ok) predict_print_bars(config, logits, probabilities);
   }
   ft_encoded_free(encoded);
@@ -198,7 +204,7 @@ static bool predict_text(const predict_inputs *in, const char *text, int max_len
 
 static int command_predict(int argc, char **argv) {
   static const char usage[] = "ft predict DIR (\"some text\" | --csv FILE [--text COLUMN]) [options]";
-  const char *csv = NULL, *text_column = NULL, *pair_column = NULL;
+  const char *csv = NULL, *text_column = NULL, *pair_column = NULL, *base = NULL;
   long long batch_size = 32, max_length = 0, threads = 0;
   bool with_logits = false, ok;
   ft_scoring_options scoring;
@@ -207,6 +213,7 @@ static int command_predict(int argc, char **argv) {
       {"--text", ARGUMENT_TEXT, &text_column, "the column of texts (text, review, sentence or content)"},
       {"--pair", ARGUMENT_TEXT, &pair_column, "the column of second texts (none)"},
       {"--logits", ARGUMENT_FLAG, &with_logits, "add the logits, 9 significant digits"},
+      {"--base", ARGUMENT_TEXT, &base, "of a PEFT directory: its base model (the one that it names)"},
       {"--batch-size", ARGUMENT_INTEGER, &batch_size, "texts at a time (32)"},
       {"--max-length", ARGUMENT_INTEGER, &max_length, "tokens of a text (the tokenizer's or model's limit)"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
@@ -218,12 +225,13 @@ static int command_predict(int argc, char **argv) {
     return EXIT_USAGE;
   }
   memset(&scoring, 0, sizeof scoring);
-  ok = predict_open(&in, positional.value[0], NULL, csv, text_column, pair_column, (int)max_length, (int)threads);
+  ok = predict_open(&in, positional.value[0], base, NULL, csv, text_column, pair_column, (int)max_length, (int)threads);
   if (!ok && in.context) common_failed(in.context);
-  if (ok && (ok = predict_has_head(in.model))) {
+  if (ok && (ok = predict_has_head(&in.opened))) {
     scoring.batch_size = (int)batch_size;
+    scoring.adapter = in.opened.adapter;
     if (!csv)
-      ok = predict_text(&in, positional.value[1], (int)max_length);
+      ok = predict_text(&in, &scoring, positional.value[1], (int)max_length);
     else if (ft_model_config(in.model)->task == FT_TASK_TOKENS)
       ok = predict_tokens(&in, in.dataset, in.encoded, &scoring,
                           ft_max_length(in.context, in.model, in.tokenizer, (int)max_length));
@@ -238,7 +246,7 @@ static int command_predict(int argc, char **argv) {
 static int command_embed(int argc, char **argv) {
   static const char usage[] = "ft embed DIR --csv FILE --out FILE.safetensors [--text COLUMN] [options]";
   static const char *const metadata[] = {"format", "pt"};
-  const char *csv = NULL, *text_column = NULL, *pool = "mean", *out = NULL;
+  const char *csv = NULL, *text_column = NULL, *pool = "mean", *out = NULL, *base = NULL;
   long long batch_size = 32, max_length = 0, threads = 0;
   bool normalize = false, ok;
   const arguments_option table[] = {
@@ -247,6 +255,7 @@ static int command_embed(int argc, char **argv) {
       {"--pool", ARGUMENT_TEXT, &pool, "cls: the first token's hidden state; mean: over all tokens (mean)"},
       {"--normalize", ARGUMENT_FLAG, &normalize, "scale every embedding to length 1"},
       {"--out", ARGUMENT_TEXT, &out, "the file to write: embeddings F32 [rows, hidden size]"},
+      {"--base", ARGUMENT_TEXT, &base, "of a PEFT directory: its base model (the one that it names)"},
       {"--batch-size", ARGUMENT_INTEGER, &batch_size, "texts at a time (32)"},
       {"--max-length", ARGUMENT_INTEGER, &max_length, "tokens of a text (the tokenizer's or model's limit)"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
@@ -265,8 +274,9 @@ static int command_embed(int argc, char **argv) {
   memset(&scoring, 0, sizeof scoring);
   scoring.batch_size = (int)batch_size;
   options.encoder_only = true;
-  ok = predict_open(&in, positional.value[0], &options, csv, text_column, NULL, (int)max_length, (int)threads);
+  ok = predict_open(&in, positional.value[0], base, &options, csv, text_column, NULL, (int)max_length, (int)threads);
   if (ok) {
+    scoring.adapter = in.opened.adapter;
     memset(&item, 0, sizeof item);
     item.name = "embeddings";
     item.dimensions = 2;

@@ -18,6 +18,7 @@ typedef struct train_command {
   ft_context *context;
   ft_tokenizer *tokenizer;
   ft_model *network;
+  ft_adapter *adapter; /* of method lora, else NULL */
   ft_dataset *train_set, *evaluation_set, *test_set;
   FILE *log;
   bool is_terminal;
@@ -156,18 +157,24 @@ static bool train_load_model(train_command *c) {
     common_failed(c->context);
     return false;
   }
-  return selection_apply(&c->chosen, c->network) && (!c->initial || train_apply_initial(c));
+  if (!selection_apply(&c->chosen, c->network) || (c->initial && !train_apply_initial(c))) return false;
+  if (!selection_is_lora(&c->chosen)) return true;
+  c->adapter = adapter_create(c->context, c->network, &c->chosen.adapter, (uint64_t)c->seed);
+  if (!c->adapter) common_failed(c->context);
+  return c->adapter != NULL;
+}
+
+static bool train_save(train_command *c) {
+  char base[4096];
+  if (!c->adapter) return ft_model_save(c->context, c->network, c->tokenizer, c->output) == FT_OK;
+  adapter_base_path(c->model, base);
+  return ft_adapter_save(c->context, c->network, c->adapter, c->tokenizer, base, c->output) == FT_OK;
 }
 
 /* An output directory that holds a model already is left alone unless --overwrite says otherwise. */
 static bool train_check_output(const train_command *c) {
-  char path[4096];
-  FILE *file;
-  snprintf(path, sizeof path, "%s/config.json", c->output);
-  file = fopen(path, "rb");
-  if (!file) return true;
-  fclose(file);
   if (c->overwrite) return true;
+  if (!adapter_has_file(c->output, "config.json") && !adapter_has_file(c->output, "adapter_config.json")) return true;
   fprintf(stderr,
           "error: %s already holds a run: choose another directory, or --overwrite it (a run keeps no checkpoints "
           "yet that --resume could go on from)\n",
@@ -183,7 +190,7 @@ static bool train_run(train_command *c, ft_train_result *result) {
   options.batch_size = (int)c->batch_size;
   options.batch_tokens = c->batch_tokens;
   options.gradient_accumulation = (int)c->accumulation;
-  options.learning_rate = c->learning_rate > 0 ? c->learning_rate : selection_is_head(&c->chosen) ? 1e-3 : 2e-5;
+  options.learning_rate = c->learning_rate > 0 ? c->learning_rate : selection_is_head(&c->chosen) ? 1e-3 : 0;
   options.weight_decay = c->weight_decay > 0 ? c->weight_decay : -1;
   options.warmup = c->warmup;
   ft_schedule_parse(c->schedule, &options.schedule);
@@ -192,10 +199,11 @@ static bool train_run(train_command *c, ft_train_result *result) {
   options.seed = (uint64_t)c->seed;
   options.no_dropout = c->no_dropout;
   options.keep_last = c->keep_last;
+  options.adapter = c->adapter;
   options.layer_decay = c->layer_decay;
   options.unfreeze_layers_per_epoch = (int)c->unfreeze_per_epoch;
   options.cache_frozen =
-      c->cache || (selection_is_head(&c->chosen) && !c->no_cache && ft_model_frozen_parts(c->network) > 0);
+      c->cache || (selection_is_head(&c->chosen) && !c->no_cache && ft_model_frozen_parts(c->network, NULL) > 0);
   options.cache_memory_limit = c->cache_memory * 1048576;
   options.progress = train_progress;
   options.user_data = c;
@@ -208,13 +216,16 @@ static bool train_run(train_command *c, ft_train_result *result) {
 
 /* Metrics of the model kept. */
 static bool train_measure(train_command *c, const ft_dataset *dataset, ft_metrics *metrics) {
+  ft_scoring_options scoring;
   ft_encoded *encoded;
   bool ok;
   memset(metrics, 0, sizeof *metrics);
+  memset(&scoring, 0, sizeof scoring);
+  scoring.adapter = c->adapter;
   if (!dataset) return true;
   encoded = ft_dataset_encode(c->context, dataset, c->tokenizer,
                               ft_max_length(c->context, c->network, c->tokenizer, (int)c->max_length));
-  ok = encoded && ft_evaluate(c->context, c->network, encoded, dataset, NULL, metrics) == FT_OK;
+  ok = encoded && ft_evaluate(c->context, c->network, encoded, dataset, &scoring, metrics) == FT_OK;
   ft_encoded_free(encoded);
   if (!ok) common_failed(c->context);
   return ok;
@@ -232,12 +243,12 @@ static void train_print_row(const char *name, const ft_dataset *dataset, const f
 
 static bool train_finish(train_command *c, const ft_train_result *result) {
   ft_metrics evaluation, test;
-  bool ok = train_measure(c, c->evaluation_set, &evaluation) && train_measure(c, c->test_set, &test) &&
-            ft_model_save(c->context, c->network, c->tokenizer, c->output) == FT_OK;
+  long long trained = (long long)(ft_model_size(c->network, true) + ft_adapter_size(c->adapter));
+  bool ok = train_measure(c, c->evaluation_set, &evaluation) && train_measure(c, c->test_set, &test) && train_save(c);
   if (ok) {
     if (c->is_terminal) fprintf(stderr, "\n");
     printf("method %s, %lld of %lld parameters trained, %lld steps in %.1f s, training loss %.4f", c->chosen.method,
-           (long long)ft_model_size(c->network, true), (long long)ft_model_size(c->network, false),
+           trained, (long long)(ft_model_size(c->network, false) + ft_adapter_size(c->adapter)),
            (long long)result->steps, result->seconds, result->train_loss);
     if (result->best_epoch) printf(", best epoch %d", result->best_epoch);
     printf("\n");
@@ -252,7 +263,7 @@ static bool train_finish(train_command *c, const ft_train_result *result) {
         fprintf(c->log, ",\"eval_accuracy\":%.9g", ft_metrics_score(&evaluation, c->evaluation_set->task));
       if (c->test_set) fprintf(c->log, ",\"test_accuracy\":%.9g", ft_metrics_score(&test, c->test_set->task));
       fprintf(c->log, ",\"train_loss\":%.9g,\"train_seconds\":%.3f,\"trained_parameters\":%lld}\n", result->train_loss,
-              result->seconds, (long long)ft_model_size(c->network, true));
+              result->seconds, trained);
     }
   } else {
     common_failed(c->context);
@@ -270,6 +281,8 @@ static const char *train_check_usage(const train_command *c, const arguments_pos
   if (c->cache && c->no_cache) return "--cache and --no-cache exclude each other";
   if (c->layer_decay < 0 || c->unfreeze_per_epoch < 0 || c->cache_memory < 0 || c->cache_memory > (1 << 30))
     return "--layer-decay, --unfreeze-per-epoch and --cache-memory are not negative";
+  if (selection_is_lora(&c->chosen) && (c->reinitialize || c->unfreeze_per_epoch))
+    return "--reinit-layers and --unfreeze-per-epoch do not go with --method lora: its base model stays as it is";
   if (c->reinitialize < 0 || c->reinitialize > 64) return "--reinit-layers is at most the number of layers";
   if (strcmp(c->dtype, "fp32") != 0) return "--dtype is fp32";
   if (!ft_schedule_parse(c->schedule, &schedule)) return "--schedule is linear, cosine or constant";
@@ -307,7 +320,7 @@ static int command_train(int argc, char **argv) {
       {"--text", ARGUMENT_TEXT, &c.text, "column of texts (text, review, sentence or content)"},
       {"--pair", ARGUMENT_TEXT, &c.pair, "column of second texts (none)"},
       {"--label", ARGUMENT_TEXT, &c.label, "column of labels (label, sentiment or labels)"},
-      {"--output-dir", ARGUMENT_TEXT, &c.output, "where the model is saved"},
+      {"--output-dir", ARGUMENT_TEXT, &c.output, "where the model is saved; with --method lora as a PEFT directory"},
       {"--overwrite", ARGUMENT_FLAG, &c.overwrite, "even if a run is there"},
       SELECTION_OPTIONS(c.chosen),
       {"--reinit-layers", ARGUMENT_INTEGER, &c.reinitialize, "give the top N layers new random weights first (0)"},
@@ -320,7 +333,7 @@ static int command_train(int argc, char **argv) {
       {"--task", ARGUMENT_TEXT, &c.task, "single-label, multi-label (labels written a;b) or regression"},
       {"--epochs", ARGUMENT_NUMBER, &c.epochs, "(3)"},
       {"--max-steps", ARGUMENT_INTEGER, &c.max_steps, "stop after so many steps (as the epochs say)"},
-      {"--lr", ARGUMENT_NUMBER, &c.learning_rate, "learning rate (2e-5; head 1e-3)"},
+      {"--lr", ARGUMENT_NUMBER, &c.learning_rate, "learning rate (2e-5; head 1e-3; lora 5e-4)"},
       {"--schedule", ARGUMENT_TEXT, &c.schedule, "linear, cosine or constant (linear)"},
       {"--warmup", ARGUMENT_NUMBER, &c.warmup, "steps, or a share of all if below 1 (0)"},
       {"--batch-size", ARGUMENT_INTEGER, &c.batch_size, "texts (16)"},
@@ -352,6 +365,7 @@ static int command_train(int argc, char **argv) {
   if (!(c.context = common_context((int)c.threads, c.quiet))) return EXIT_FAILED;
   ok = train_execute(&c);
   if (c.log) fclose(c.log);
+  ft_adapter_free(c.adapter);
   ft_model_free(c.network);
   ft_tokenizer_free(c.tokenizer);
   ft_dataset_free(c.train_set);

@@ -37,6 +37,7 @@ typedef struct verify_state {
   ft_context *context;
   ft_safetensors *golden;
   ft_model *model;
+  ft_adapter *adapter; /* of trained=lora, else NULL */
   const char *path;
   verify_group group[VERIFY_GROUPS];
   double largest_gradient; /* of any tensor */
@@ -290,19 +291,47 @@ static bool verify_logits(verify_state *v, const ft_output *output) {
   return ok || verify_fail(v, "wrong or missing", "logits");
 }
 
+/* The parameters of the model, then the adapter's; NULL: there are no more. */
+static const ft_parameter *verify_parameter(const verify_state *v, int64_t index) {
+  int64_t own = ft_model_parameter_count(v->model);
+  if (index < own) return ft_model_parameter(v->model, index);
+  return index - own < ft_adapter_parameter_count(v->adapter) ? ft_adapter_parameter(v->adapter, index - own) : NULL;
+}
+
+/* What the golden file calls a parameter, kind.NAME in name [300]. Of an adapter's parameters, NAME is peft's
+   named_parameters(): with "default" behind lora_A and the like, or "modules_to_save.default" behind the module that
+   was saved, of which this one may be a part. */
+static const ft_safetensors_entry *verify_find(verify_state *v, const char *kind, const ft_parameter *parameter,
+                                               char *name) {
+  const char *own = parameter->name, *low = strstr(own, ".lora_"), *end = strchr(low ? low + 1 : own, '.'), *dot;
+  const ft_safetensors_entry *entry;
+  snprintf(name, 300, "%s.%s", kind, own);
+  if ((entry = ft_safetensors_find(v->golden, name)) != NULL || !v->adapter) return entry;
+  if (low) {
+    snprintf(name, 300, "%s.%.*s.default%s", kind, end ? (int)(end - own) : (int)strlen(own), own,
+             end ? end : ".weight");
+    return ft_safetensors_find(v->golden, name);
+  }
+  for (dot = strchr(own, '.'); dot && !entry; dot = strchr(dot + 1, '.')) {
+    snprintf(name, 300, "%s.%.*s.modules_to_save.default%s", kind, (int)(dot - own), own, dot);
+    entry = ft_safetensors_find(v->golden, name);
+  }
+  return entry;
+}
+
 static bool verify_is_key_bias(const char *name) { return strstr(name, ".key.bias") || strstr(name, ".k_lin.bias"); }
 
 /* kind + NAME of a parameter, e.g. "grad.classifier.weight": ours and theirs in the same order, all elements or those
    that index.NAME lists. Returns how many, or -1. */
 static int64_t verify_pair(verify_state *v, const char *kind, const ft_parameter *parameter, bool gradient,
                            float **ours, float **theirs) {
-  char name[256];
+  char name[300];
   const ft_safetensors_entry *entry, *index_entry;
   int64_t *index, count = ft_tensor_count(parameter->tensor), i;
   *ours = *theirs = NULL;
-  snprintf(name, sizeof name, "index.%s", parameter->name);
+  verify_find(v, "index", parameter, name);
   index = verify_ints(v, name, &index_entry);
-  snprintf(name, sizeof name, "%s.%s", kind, parameter->name);
+  verify_find(v, kind, parameter, name);
   *theirs = verify_floats(v, name, &entry);
   *ours = verify_read_tensor(v, parameter->tensor, gradient);
   if (!*theirs || !*ours || entry->count != (index ? index_entry->count : count)) {
@@ -324,11 +353,11 @@ static int64_t verify_pair(verify_state *v, const char *kind, const ft_parameter
 
 static double verify_gradient_scale(verify_state *v, const ft_parameter *parameter, const float *theirs,
                                     int64_t count) {
-  char name[256];
+  char name[300];
   const ft_safetensors_entry *entry;
   double scale = verify_largest(theirs, count);
   float *stored;
-  snprintf(name, sizeof name, "scale.grad.%s", parameter->name);
+  verify_find(v, "scale.grad", parameter, name);
   stored = verify_floats(v, name, &entry);
   if (stored && entry->count == 1) scale = fabs((double)stored[0]);
   free(stored);
@@ -336,11 +365,11 @@ static double verify_gradient_scale(verify_state *v, const ft_parameter *paramet
 }
 
 static bool verify_gradients(verify_state *v) {
+  const ft_parameter *parameter;
   int64_t i, count;
   int pass;
   for (pass = 0; pass < 2; ++pass) { /* first the largest gradient of any tensor, then the comparison */
-    for (i = 0; i < ft_model_parameter_count(v->model); ++i) {
-      const ft_parameter *parameter = ft_model_parameter(v->model, i);
+    for (i = 0; (parameter = verify_parameter(v, i)) != NULL; ++i) {
       float *ours, *theirs;
       double scale;
       if (!parameter->tensor->requires_gradient || verify_is_key_bias(parameter->name)) continue;
@@ -359,9 +388,9 @@ static bool verify_gradients(verify_state *v) {
 }
 
 static bool verify_final(verify_state *v) {
+  const ft_parameter *parameter;
   int64_t i, k, count;
-  for (i = 0; i < ft_model_parameter_count(v->model); ++i) {
-    const ft_parameter *parameter = ft_model_parameter(v->model, i);
+  for (i = 0; (parameter = verify_parameter(v, i)) != NULL; ++i) {
     float *ours, *theirs;
     if (!parameter->tensor->requires_gradient || verify_is_key_bias(parameter->name)) continue;
     if ((count = verify_pair(v, "final", parameter, false, &ours, &theirs)) >= 0) {
@@ -386,6 +415,7 @@ static ft_tensor *verify_forward(verify_state *v, const verify_batch *b, bool hi
   ft_forward_options options;
   memset(&options, 0, sizeof options);
   options.hidden_states = hidden;
+  options.adapter = v->adapter;
   options.rows = b->labelled;
   options.row_count = b->labelled_count;
   if (ft_model_forward(v->context, v->model, &b->batch, &options, output) != FT_OK) return NULL;
@@ -423,8 +453,7 @@ static bool verify_one_batch(verify_state *v) {
     if (ok && ft_backward(v->context, loss) != FT_OK) ok = verify_library_failed(v);
     ok = ok && verify_gradients(v);
   }
-  for (i = 0; i < (int)ft_model_parameter_count(v->model); ++i)
-    ft_gradient_zero(v->context, ft_model_parameter(v->model, i)->tensor);
+  for (i = 0; verify_parameter(v, i); ++i) ft_gradient_zero(v->context, verify_parameter(v, i)->tensor);
   ft_tape_clear(v->context);
   verify_batch_free(&b);
   free(theirs);
@@ -491,7 +520,7 @@ static bool verify_run(verify_state *v) {
   options.beta2 = verify_number(v, "beta2", 0.999);
   options.epsilon = verify_number(v, "eps", 1e-8);
   options.weight_decay = verify_number(v, "weight_decay", 0);
-  optimizer = ft_optimizer_create(v->context, v->model, &options);
+  optimizer = ft_optimizer_create(v->context, v->model, v->adapter, &options);
   curves = (float *)malloc((size_t)(3 * steps) * sizeof *curves);
   ok = optimizer && curves;
   if (!optimizer) verify_library_failed(v);
@@ -532,7 +561,15 @@ static bool verify_apply_initial(verify_state *v) {
   return true;
 }
 
-static bool verify_load(verify_state *v, const char *model_directory) {
+static bool verify_load_adapter(verify_state *v, const char *directory) {
+  char path[4096];
+  snprintf(path, sizeof path, "%s/adapter", directory);
+  ft_model_train_all(v->model, false);
+  v->adapter = ft_adapter_load(v->context, v->model, path);
+  return v->adapter || verify_library_failed(v);
+}
+
+static bool verify_load(verify_state *v, const char *directory, const char *model_directory) {
   const ft_safetensors_entry *logits = ft_safetensors_find(v->golden, "logits");
   const ft_safetensors_entry *labels = ft_safetensors_find(v->golden, "labels");
   ft_model_options options;
@@ -553,7 +590,8 @@ static bool verify_load(verify_state *v, const char *model_directory) {
   v->model = ft_model_load(v->context, model_directory, &options);
   if (!v->model) return verify_library_failed(v);
   if (verify_text_is(v, "trained", "head", false)) ft_model_train_head(v->model);
-  return verify_apply_initial(v);
+  if (!verify_apply_initial(v)) return false;
+  return verify_text_is(v, "trained", "lora", false) ? verify_load_adapter(v, directory) : true;
 }
 
 static void verify_report(const verify_state *v, FILE *out) {
@@ -584,12 +622,13 @@ static bool verify_directory(ft_context *context, const char *directory, const c
   v.context = context;
   v.path = path;
   v.golden = ft_safetensors_open(context, path);
-  ok = v.golden
-           ? verify_load(&v, model_directory ? model_directory : directory) && verify_one_batch(&v) && verify_run(&v)
-           : verify_library_failed(&v);
+  ok = v.golden ? verify_load(&v, directory, model_directory ? model_directory : directory) && verify_one_batch(&v) &&
+                      verify_run(&v)
+                : verify_library_failed(&v);
   if (ok && out) verify_report(&v, out);
   if (!ok && out) fprintf(out, "FAIL %s\n", v.message);
   for (i = 0; i < VERIFY_GROUPS; ++i) ok = ok && v.group[i].tensors > 0 && v.group[i].failed == 0;
+  ft_adapter_free(v.adapter);
   ft_model_free(v.model);
   ft_safetensors_close(v.golden);
   return ok;
