@@ -109,51 +109,69 @@ static uint32_t checksum(uint32_t crc, const char *bytes, size_t count) { /* CRC
   return ~crc;
 }
 
-static uint32_t normalizer_checksum(ft_context *context, const uint8_t *properties, int flags) {
-  ft__normalizer normalizer;
+/* Of every code point normalised by a normalizer that is written as in tokenizer.json. */
+static uint32_t normalizer_checksum(ft_context *context, ft_tokenizer *tokenizer, const char *text) {
+  ft__normalizer *normalizer = &tokenizer->normalizer;
+  ft__loader loader;
+  ft_json *json = ft_json_parse(context, text, strlen(text), "normalizer");
   uint32_t code, crc = 0;
-  normalizer.clean_text = flags & 1;
-  normalizer.chinese = flags >> 1 & 1;
-  normalizer.strip_accents = flags >> 2 & 1;
-  normalizer.lowercase = flags >> 3 & 1;
-  normalizer.properties = properties;
+  loader.context = context;
+  loader.tokenizer = tokenizer;
+  loader.path = "normalizer";
+  CHECK(json && ft__load_normalizer(&loader, json));
+  ft_json_free(json);
   for (code = 0; code < FT__CODE_POINTS; ++code) {
     ft__characters first, second, *result;
-    char text[4], out[64];
+    char bytes[4], out[128];
     size_t length = 0;
     int64_t i;
     if (code >= 0xD800 && code < 0xE000) continue;
     ft__characters_start(&first, context);
     ft__characters_start(&second, context);
-    result = ft__normalize(&normalizer, text, 0, ft__utf8_encode(code, text), &first, &second);
+    result = ft__normalize(normalizer, bytes, 0, ft__utf8_encode(code, bytes), &first, &second);
     for (i = 0; i < result->count; ++i) length += (size_t)ft__utf8_encode(result->at[i].code, out + length);
     out[length++] = '\n';
     crc = checksum(crc, out, length);
     ft__characters_free(&first);
     ft__characters_free(&second);
   }
+  ft__steps_free(context, normalizer->steps, normalizer->count);
+  normalizer->steps = NULL;
+  normalizer->count = normalizer->capacity = 0;
   return crc;
 }
 
 static void check_code_points(ft_context *context) {
-  uint8_t *properties = (uint8_t *)ft__allocate(context, FT__CODE_POINTS);
+  static const char *const others[] = {"NFD", "NFKD", "NFC", "NFKC", "StripAccents", "Lowercase"};
+  ft_tokenizer *tokenizer = (ft_tokenizer *)ft__allocate_zero(context, sizeof *tokenizer);
+  ft__unicode *unicode = &tokenizer->normalizer.unicode;
   size_t size;
-  char *file = ft__file_read(context, "tests/tokenizers/code_points.txt", &size), *line = file;
+  char *file = ft__file_read(context, "tests/tokenizers/code_points.txt", &size), *line = file, text[200];
   uint32_t code, crc = 0;
   int flags;
-  CHECK(file && properties && size == 17 * 9);
-  ft__unicode_properties(properties);
-  for (flags = 0; flags < 16; ++flags)
-    CHECK(normalizer_checksum(context, properties, flags) == (uint32_t)strtoul(line, &line, 16));
+  CHECK(file && size == 23 * 9 && ft__unicode_create(context, unicode));
+  for (flags = 0; flags < 22; ++flags) {
+    static const char *const words[] = {"false", "true"};
+    if (flags < 16)
+      snprintf(text, sizeof text,
+               "{\"type\":\"BertNormalizer\",\"clean_text\":%s,\"handle_chinese_chars\":%s,\"strip_accents\":%s,"
+               "\"lowercase\":%s}",
+               words[flags & 1], words[flags >> 1 & 1], words[flags >> 2 & 1], words[flags >> 3 & 1]);
+    else
+      snprintf(text, sizeof text, "{\"type\":\"%s\"}", others[flags - 16]);
+    CHECK(normalizer_checksum(context, tokenizer, text) == (uint32_t)strtoul(line, &line, 16));
+  }
   for (code = 0; code < FT__CODE_POINTS; ++code) {
-    int property = properties[code];
-    char kind = (char)((property & FT__WHITESPACE ? 1 : 0) + (property & FT__PUNCTUATION ? 2 : 0) +
-                       (property & FT__WORD ? 4 : 0));
+    int property = unicode->properties[code];
+    char kind =
+        (char)((property & FT__WHITESPACE ? 1 : 0) + (property & FT__PUNCTUATION ? 2 : 0) +
+               (property & FT__WORD ? 4 : 0) + (property & FT__LETTER ? 8 : 0) + (property & FT__NUMBER ? 16 : 0));
     if (code < 0xD800 || code >= 0xE000) crc = checksum(crc, &kind, 1);
   }
   CHECK(crc == (uint32_t)strtoul(line, &line, 16));
   ft__release(context, file);
-  ft__release(context, properties);
+  ft__unicode_free(unicode);
+  ft__release(context, tokenizer);
 }
 
 /* ---- the plain way and the fast one ---- */
@@ -261,7 +279,7 @@ static void check_broken_json(ft_context *context) {
   check_refused_json(context, "", "line 1");
   check_refused_json(context, "[]", "no JSON object");
   check_refused_json(context, "{}", "model is missing");
-  check_refused_json(context, "{\"model\":{\"type\":\"BPE\"}}", "model of type BPE is not supported");
+  check_refused_json(context, "{\"model\":{\"type\":\"WordLevel\"}}", "model of type WordLevel is not supported");
   check_refused_json(context, "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{},\"x\":1}}", "model.x is not supported");
   check_refused_json(context, "{\"model\":{\"type\":\"WordPiece\",\"vocab\":[]}}", "model.vocab has the wrong type");
   check_refused_json(context, "{" MODEL("\"a\":0") "}", "unknown token \"[UNK]\"");
@@ -270,18 +288,15 @@ static void check_broken_json(ft_context *context) {
   check_refused_json(context, "{" MODEL("\"[UNK]\":0,\"a\":16777216") "}", "out of range");
   check_refused_json(context, "{" MODEL("\"[UNK]\":0,\"a\":1.5") "}", "out of range");
   check_refused_json(context, "{" MODEL("\"[UNK]\":0,\"a\":\"b\"") "}", "out of range");
-  check_refused_json(context, "{" MODEL("\"[UNK]\":0") "}", "pre_tokenizer is missing");
-  check_refused_json(context, "{\"pre_tokenizer\":{\"type\":\"Whitespace\"}," MODEL("\"[UNK]\":0") "}",
-                     "pre_tokenizer of type Whitespace is not supported");
-  check_refused_json(context, "{\"normalizer\":{\"type\":\"NFC\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
-                     "normalizer of type NFC is not supported");
+  check_refused_json(context, "{\"pre_tokenizer\":{\"type\":\"Digits\"}," MODEL("\"[UNK]\":0") "}",
+                     "pre_tokenizer of type Digits is not supported");
+  check_refused_json(context, "{\"normalizer\":{\"type\":\"Nmt\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
+                     "normalizer of type Nmt is not supported");
   check_refused_json(
       context, "{\"normalizer\":{\"type\":\"BertNormalizer\",\"clean_text\":1}," SPLIT "," MODEL("\"[UNK]\":0") "}",
       "normalizer.clean_text has the wrong type");
-  check_refused_json(context, "{\"decoder\":{\"type\":\"BPEDecoder\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
-                     "decoder of type BPEDecoder is not supported");
-  check_refused_json(context, "{\"post_processor\":{\"type\":\"Sequence\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
-                     "post_processor of type Sequence is not supported");
+  check_refused_json(context, "{\"post_processor\":{\"type\":\"Other\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
+                     "post_processor of type Other is not supported");
   check_refused_json(context,
                      "{\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"a\",9],\"sep\":[\"a\",0]}," SPLIT
                      "," MODEL("\"[UNK]\":0") "}",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/tokenizers: small WordPiece tokenizers, and what the tokenizers package makes of some texts with them.
+"""Writes tests/tokenizers: small tokenizers of every kind, and what the tokenizers package makes of some texts with them.
 
     python3 tools/tokenizer_references.py [tests/tokenizers]
 
@@ -12,17 +12,22 @@ first, 1 only first, 2 only second, SPECIAL whether special tokens are added. Of
 
 code_points.txt holds CRC-32s over all code points in order (no surrogates): for each set of the normalizer's four flags,
 bit 0 clean_text, 1 handle_chinese_chars, 2 strip_accents, 3 lowercase, of the code point normalised, in UTF-8, each with a
-line feed behind; then of a byte for each, 0 to 7: 1 separates words + 2 is a word of its own + 4 is a word character.
+line feed behind; the same for NFD, NFKD, NFC, NFKC, StripAccents and Lowercase; then of a byte for each: 1 separates words +
+2 is a word of its own + 4 is a word character + 8 is a letter + 16 a number for the byte-level expression.
 """
 
+import importlib
 import json
 import os
 import random
 import shutil
+import struct
 import sys
 import zlib
 
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 SENTENCES = """
 The harbour was quiet when the last ferry came in, and nobody waited on the pier.
@@ -231,6 +236,119 @@ def write_vocabularies(folder, tokenizers):
     return result
 
 
+class Message:
+    """A protocol buffer of sentencepiece: as much of it as transformers asks for."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+class ModelProto:
+    """Stands for the class of the sentencepiece package that transformers imports to read spiece.model."""
+
+    @staticmethod
+    def fields(data):
+        at = 0
+
+        def varint():
+            nonlocal at
+            value = shift = 0
+            while True:
+                byte = data[at]
+                at += 1
+                value |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    return value
+
+        while at < len(data):
+            key = varint()
+            if key & 7 == 0:
+                yield key >> 3, varint()
+            else:
+                length = {1: 8, 5: 4}.get(key & 7) or varint()
+                yield key >> 3, data[at : at + length]
+                at += length
+
+    def ParseFromString(self, data):  # noqa: N802
+        self.pieces, self.trainer_spec, self.normalizer_spec = [], Message(unk_id=0, model_type=1), Message()
+        for field, value in self.fields(data):
+            inner = dict(self.fields(value)) if field in (1, 2, 3) else {}
+            if field == 1:
+                score = struct.unpack("<f", inner[2])[0] if 2 in inner else 0.0
+                self.pieces.append(Message(piece=inner[1].decode(), score=score, type=inner.get(3, 1)))
+            elif field == 2:
+                self.trainer_spec = Message(unk_id=inner.get(40, 0), model_type=inner.get(3, 1))
+            elif field == 3:
+                self.normalizer_spec = Message(precompiled_charsmap=inner.get(2, b""))
+
+
+def write_model(path, pieces, charsmap):
+    """A sentencepiece model; pieces: (text, score, type)."""
+
+    def varint(value):
+        out = b""
+        while value > 127:
+            out += bytes([value & 127 | 128])
+            value >>= 7
+        return out + bytes([value])
+
+    def block(field, data):
+        return varint(field << 3 | 2) + varint(len(data)) + data
+
+    with open(path, "wb") as file:
+        for text, score, kind in pieces:
+            file.write(block(1, block(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score)
+                             + (varint(3 << 3) + varint(kind) if kind != 1 else b"")))
+        file.write(block(2, varint(3 << 3) + varint(1) + varint(40 << 3) + varint(0)))
+        file.write(block(3, block(1, b"small") + block(2, charsmap)))
+
+
+def charsmap(replacements):
+    """sentencepiece's table of replacements as a double array, packed tightly."""
+    trie = {}
+    for key, value in replacements.items():
+        node = trie
+        for byte in key.encode():
+            node = node.setdefault(byte, {})
+        node[0] = value
+    units, texts, starts = {0: 0}, b"", {}
+    queue = [(0, 0, trie)]
+    for position, label, node in queue:
+        base = next(base for base in range(1, 1 << 20) if all(base ^ byte not in units for byte in node))
+        units[position] = (position ^ base) << 10 | (256 if 0 in node else 0) | label
+        for byte, below in node.items():
+            units[base ^ byte] = 0
+            if byte:
+                queue.append((base ^ byte, byte, below))
+            elif below not in starts:
+                starts[below] = len(texts)
+                texts += below.encode() + b"\0"
+        if 0 in node:
+            units[base] = starts[node[0]] | 1 << 31
+    trie = b"".join(struct.pack("<I", units.get(index, 0)) for index in range(max(units) + 256))
+    return struct.pack("<I", len(trie)) + trie + texts
+
+
+def load_directory(directory, kind=None):
+    """What transformers or tokenizers make of a directory, as a Tokenizer."""
+    path = os.path.join(directory, "tokenizer.json")
+    if os.path.exists(path):
+        tokenizer = Tokenizer.from_file(path)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+    import transformers
+
+    slow = importlib.import_module("transformers.convert_slow_tokenizer")
+    slow.import_protobuf = lambda *_: Message(ModelProto=ModelProto)
+    slow.requires_backends = lambda *_: None
+    usual = (("vocab.txt", "BertTokenizer"), ("vocab.json", "RobertaTokenizer"), ("spiece.model", "AlbertTokenizer"),
+             ("sentencepiece.bpe.model", "XLMRobertaTokenizer"))
+    kind = kind or next(kind for file, kind in usual if os.path.exists(os.path.join(directory, file)))
+    return getattr(transformers, kind).from_pretrained(directory)._tokenizer
+
+
 def decode(text):
     """The string that a decoder sees, and where each of its characters starts in the bytes (and the end)."""
     characters, starts, at = "", [], 0
@@ -312,9 +430,15 @@ def code_points():
         normalize = normalizers.BertNormalizer(*(bool(flags >> bit & 1) for bit in range(4))).normalize_str
         text = "\n".join(normalize(chr(code)) for code in unicode_tables.CODES) + "\n"
         lines.append(f"{zlib.crc32(text.encode()):08x}")
+    for name in ("NFD", "NFKD", "NFC", "NFKC", "StripAccents", "Lowercase"):
+        normalize = getattr(normalizers, name)().normalize_str
+        text = "\n".join(normalize(chr(code)) for code in unicode_tables.CODES) + "\n"
+        lines.append(f"{zlib.crc32(text.encode()):08x}")
     punctuation, whitespace = map(set, unicode_tables.probe_split())
     word = set(unicode_tables.probe_word_characters())
-    classes = bytes((code in whitespace) + 2 * (code in punctuation) + 4 * (code in word) for code in unicode_tables.CODES)
+    letters, numbers, _ = map(set, unicode_tables.probe_letters())
+    classes = bytes((code in whitespace) + 2 * (code in punctuation) + 4 * (code in word) + 8 * (code in letters)
+                    + 16 * (code in numbers) for code in unicode_tables.CODES)
     return lines + [f"{zlib.crc32(classes):08x}"]
 
 
