@@ -55,9 +55,10 @@ int main(int argc, char **argv) {
     options.offsets = true;
     if (ft_tokenizer_encode(context, tokenizer, at, (size_t)head[3], head[4] < 0 ? NULL : at + head[3],
                             head[4] < 0 ? 0 : (size_t)head[4], &options, &encoding) == FT_OK)
-      for (i = 0; i < encoding.count; ++i)
+      for (i = 0; i < encoding.count; ++i) {
         printf("%s%d,%d,%d,%d", i ? " " : "", encoding.ids[i], encoding.token_types[i], encoding.begin[i],
                encoding.end[i]);
+      }
     else
       printf("error");
     printf("\n");
@@ -105,7 +106,7 @@ def theirs(tokenizer, calls):
         second, second_map = decode(pair) if pair is not None else (None, None)
         try:
             encoding = tokenizer.encode(first, second, add_special_tokens=bool(special))
-            answer.append(describe(encoding, (first_map, second_map)))
+            answer.append(" ".join(",".join(map(str, token)) for token in describe(encoding, (first_map, second_map))))
         except BaseException as error:  # truncation that cannot be, or a panic of the package
             answer.append("error" if "runcation" in str(error) or "assertion" in str(error) else f"error: {error}")
     tokenizer.no_truncation()
