@@ -8318,7 +8318,7 @@ typedef struct ft__file_set {
   const char *usual[FT__ROLES]; /* special tokens that nothing else names */
   int open, close;              /* roles of the tokens before and behind a text */
   bool roberta;                 /* the template's kind */
-  ft_status (*load)(ft__loader *loader, const struct ft__file_set *family, const ft_json *config, const ft_json *map);
+  ft_status (*load)(ft__loader *loader, const struct ft__file_set *set, const ft_json *config, const ft_json *map);
 } ft__file_set;
 
 /* A normalizer and a pre-tokenizer, written as in tokenizer.json. */
@@ -8335,13 +8335,13 @@ static bool ft__load_described(ft__loader *loader, const char *normalizer, const
   return ok;
 }
 
-static ft_status ft__load_bert_files(ft__loader *loader, const ft__file_set *family, const ft_json *config,
+static ft_status ft__load_bert_files(ft__loader *loader, const ft__file_set *set, const ft_json *config,
                                      const ft_json *map) {
   ft_tokenizer *tokenizer = loader->tokenizer;
   const ft_json *strip = ft_json_get(config, "strip_accents");
   bool lower = true, chinese = true, strips;
   char normalizer[200];
-  (void)family, (void)map;
+  (void)set, (void)map;
   tokenizer->model = &ft__model_kinds[FT__WORDPIECE];
   tokenizer->longest_word = 100;
   if (ft__set_prefix(loader, "##", 2) != FT_OK ||
@@ -8360,10 +8360,10 @@ static ft_status ft__load_bert_files(ft__loader *loader, const ft__file_set *fam
   return ft__load_described(loader, normalizer, "{\"type\":\"BertPreTokenizer\"}") ? FT_OK : loader->context->status;
 }
 
-static ft_status ft__load_roberta_files(ft__loader *loader, const ft__file_set *family, const ft_json *config,
+static ft_status ft__load_roberta_files(ft__loader *loader, const ft__file_set *set, const ft_json *config,
                                         const ft_json *map) {
   ft_tokenizer *tokenizer = loader->tokenizer;
-  const char *vocabulary = tokenizer->kept[family->files[0]].bytes, *merges = tokenizer->kept[family->files[1]].bytes;
+  const char *vocabulary = tokenizer->kept[set->files[0]].bytes, *merges = tokenizer->kept[set->files[1]].bytes;
   ft_json *pieces;
   ft_status status;
   (void)map;
@@ -8372,7 +8372,7 @@ static ft_status ft__load_roberta_files(ft__loader *loader, const ft__file_set *
   if (!ft__read_boolean(loader, config, "", "add_prefix_space", false, &tokenizer->trims_space) ||
       !ft__read_boolean(loader, config, "", "trim_offsets", false, &tokenizer->trims))
     return loader->context->status;
-  pieces = ft_json_parse(loader->context, vocabulary, tokenizer->kept[family->files[0]].size, loader->path);
+  pieces = ft_json_parse(loader->context, vocabulary, tokenizer->kept[set->files[0]].size, loader->path);
   if (!pieces) return loader->context->status;
   if (pieces->type != FT_JSON_OBJECT)
     status = ft__error(loader->context, FT_ERROR_FORMAT, "%s: the file holds no JSON object", loader->path);
@@ -8380,8 +8380,8 @@ static ft_status ft__load_roberta_files(ft__loader *loader, const ft__file_set *
     status = ft__set_prefix(loader, "", 0) == FT_OK ? ft__load_pieces(loader, pieces) : loader->context->status;
   ft_json_free(pieces);
   if (status != FT_OK) return status;
-  loader->path = ft__kept_names[family->files[1]];
-  if (ft__load_merges_text(loader, merges, tokenizer->kept[family->files[1]].size) != FT_OK)
+  loader->path = ft__kept_names[set->files[1]];
+  if (ft__load_merges_text(loader, merges, tokenizer->kept[set->files[1]].size) != FT_OK)
     return loader->context->status;
   ft__set_byte_ids(tokenizer);
   return ft__load_described(loader, "null",
@@ -8391,24 +8391,28 @@ static ft_status ft__load_roberta_files(ft__loader *loader, const ft__file_set *
              : loader->context->status;
 }
 
-/* XLM-RoBERTa's ids: <s> <pad> </s> <unk>, the pieces from the third on, <mask>. */
-static bool ft__shift_pieces(ft__loader *loader, const ft__file_set *family, const ft_json *config, const ft_json *map,
-                             ft__sentencepiece *model) {
+/* The entries of a Unigram vocabulary: the model's pieces, or with XLM-RoBERTa's ids <s> <pad> </s> <unk>, the pieces from
+   the third on, <mask>. */
+static ft__entry *ft__sentencepiece_entries(ft__loader *loader, const ft__file_set *set, bool shifted,
+                                            const ft_json *config, const ft_json *map, const ft__sentencepiece *model,
+                                            int64_t *count) {
   static const int front[] = {FT__ROLE_BOS, FT__ROLE_PAD, FT__ROLE_EOS, FT__ROLE_UNK, FT__ROLE_MASK};
-  int64_t kept = model->count > 3 ? model->count - 3 : 0, i;
-  if (!ft__grow(loader->context, &model->entries, &model->capacity, kept + 5, sizeof *model->entries)) return false;
-  memmove(model->entries + 4, model->entries + 3, (size_t)kept * sizeof *model->entries);
-  model->count = kept + 5;
-  for (i = 0; i < 5; ++i) {
-    ft__entry *entry = &model->entries[i < 4 ? i : model->count - 1];
+  int64_t skipped = shifted ? (model->count < 3 ? model->count : 3) : 0, first = shifted ? 4 : 0, i;
+  ft__entry *entries =
+      (ft__entry *)ft__allocate(loader->context, ft__size_product((size_t)model->count + 5, sizeof *entries));
+  if (!entries) return NULL;
+  *count = first + model->count - skipped + shifted;
+  memcpy(entries + first, model->entries + skipped, (size_t)(model->count - skipped) * sizeof *entries);
+  for (i = 0; i < 5 && shifted; ++i) {
+    ft__entry *entry = &entries[i < 4 ? i : *count - 1];
     const ft_json *token = ft__role_token(config, map, ft__role_names[front[i]]);
     if (token && token->type == FT_JSON_OBJECT) token = ft_json_get(token, "content");
-    memset(entry, 0, sizeof *entry);
-    entry->piece = token && token->type == FT_JSON_STRING ? token->string : family->usual[front[i]];
+    entry->piece = token && token->type == FT_JSON_STRING ? token->string : set->usual[front[i]];
     entry->length = token && token->type == FT_JSON_STRING ? token->string_length : strlen(entry->piece);
-    entry->id = 1;
+    entry->score = 0;
   }
-  return true;
+  for (i = 0; i < *count; ++i) entries[i].id = i;
+  return entries;
 }
 
 /* Control and user-defined pieces are found in the text before anything else. */
@@ -8432,21 +8436,21 @@ static ft_status ft__load_sentencepiece_added(ft__loader *loader, const ft__sent
   return status;
 }
 
-static ft_status ft__load_added(ft__loader *loader, const ft__file_set *family, const ft_json *config,
-                                const ft_json *map);
+static ft_status ft__load_added(ft__loader *loader, const ft__file_set *set, const ft_json *config, const ft_json *map);
 
-static ft_status ft__load_sentencepiece_files(ft__loader *loader, const ft__file_set *family, const ft_json *config,
+static ft_status ft__load_sentencepiece_files(ft__loader *loader, const ft__file_set *set, const ft_json *config,
                                               const ft_json *map) {
   static const ft__part charsmap = {NULL, {NULL}, NULL, ft__precompiled, NULL, {false, false}};
   ft_tokenizer *tokenizer = loader->tokenizer;
-  const char *bytes = tokenizer->kept[family->files[0]].bytes;
-  bool shifted = family->open == FT__ROLE_BOS, lower = !shifted, accents = shifted, prefix = true, ok;
+  const char *bytes = tokenizer->kept[set->files[0]].bytes;
+  bool shifted = set->open == FT__ROLE_BOS, lower = !shifted, accents = shifted, prefix = true, ok;
   char normalizer[400], splitter[200];
   ft__sentencepiece model;
+  ft__entry *entries;
   ft_status status;
-  int64_t i;
+  int64_t count = 0;
   tokenizer->model = &ft__model_kinds[FT__UNIGRAM];
-  ok = ft__load_sentencepiece(loader, bytes, tokenizer->kept[family->files[0]].size, &model) &&
+  ok = ft__load_sentencepiece(loader, bytes, tokenizer->kept[set->files[0]].size, &model) &&
        (shifted || (ft__read_boolean(loader, config, "", "do_lower_case", false, &lower) &&
                     ft__read_boolean(loader, config, "", "keep_accents", false, &accents))) &&
        ft__read_boolean(loader, config, "", "add_prefix_space", false, &prefix);
@@ -8465,17 +8469,10 @@ static ft_status ft__load_sentencepiece_files(ft__loader *loader, const ft__file
     ok = step && (step->charsmap = ft__string_copy(loader->context, model.charsmap, model.charsmap_size)) != NULL &&
          ft__step_charsmap(loader, step, model.charsmap_size);
   }
-  ok = ok && (!shifted || ft__shift_pieces(loader, family, config, map, &model));
-  status = ok ? FT_OK : loader->context->status;
-  if (status == FT_OK) {
-    ft__entry *entries = (ft__entry *)ft__allocate(loader->context, (size_t)model.count * sizeof *entries);
-    if (!entries) status = FT_ERROR_MEMORY;
-    if (entries) memcpy(entries, model.entries, (size_t)model.count * sizeof *entries);
-    for (i = 0; entries && i < model.count; ++i) entries[i].id = i;
-    if (entries) status = ft__unigram_create(loader, entries, model.count, shifted ? 3 : 1);
-    ft__release(loader->context, entries);
-  }
-  if (status == FT_OK) status = ft__load_added(loader, family, config, map);
+  entries = ok ? ft__sentencepiece_entries(loader, set, shifted, config, map, &model, &count) : NULL;
+  status = entries ? ft__unigram_create(loader, entries, count, shifted ? 3 : 1) : loader->context->status;
+  ft__release(loader->context, entries);
+  if (status == FT_OK) status = ft__load_added(loader, set, config, map);
   if (status == FT_OK && !ft_json_get(config, "extra_special_tokens") &&
       !ft_json_get(config, "additional_special_tokens"))
     status = ft__load_sentencepiece_added(loader, &model);
@@ -8514,7 +8511,7 @@ static const ft__file_set ft__file_sets[] = {{{1, -1},
 enum { FT__FILE_SETS = sizeof ft__file_sets / sizeof *ft__file_sets };
 
 /* Added tokens that tokenizer_config.json and special_tokens_map.json name, either of which may be NULL. */
-static ft_status ft__load_added(ft__loader *loader, const ft__file_set *family, const ft_json *config,
+static ft_status ft__load_added(ft__loader *loader, const ft__file_set *set, const ft_json *config,
                                 const ft_json *map) {
   const ft_json *decoder = ft_json_get(config, "added_tokens_decoder");
   ft_status status = FT_OK;
@@ -8527,7 +8524,7 @@ static ft_status ft__load_added(ft__loader *loader, const ft__file_set *family, 
     status = ft__load_added_decoder(loader, decoder);
   }
   for (i = 0; i < FT__ROLES && status == FT_OK; ++i)
-    status = ft__load_role(loader, config, map, ft__role_names[i], family->usual[i], &loader->tokenizer->roles[i]);
+    status = ft__load_role(loader, config, map, ft__role_names[i], set->usual[i], &loader->tokenizer->roles[i]);
   if (status == FT_OK) status = ft__load_extra(loader, config);
   return status == FT_OK ? ft__load_extra(loader, map) : status;
 }
@@ -8538,7 +8535,7 @@ static ft_status ft__load_file_set(ft__loader *loader, const ft_json *config, co
   ft_context *context = loader->context;
   ft_tokenizer *tokenizer = loader->tokenizer;
   const ft_json *name = ft_json_get(config, "tokenizer_class");
-  const ft__file_set *family = NULL;
+  const ft__file_set *set = NULL;
   const char *asked = name && name->type == FT_JSON_STRING ? name->string : NULL;
   ft_status status;
   int i;
@@ -8546,27 +8543,27 @@ static ft_status ft__load_file_set(ft__loader *loader, const ft_json *config, co
   for (i = FT__FILE_SETS - 1; i >= 0; --i)
     if (tokenizer->kept[ft__file_sets[i].files[0]].bytes &&
         (ft__file_sets[i].files[1] < 0 || tokenizer->kept[ft__file_sets[i].files[1]].bytes))
-      family = &ft__file_sets[i];
-  if (family > ft__file_sets && asked && strncmp(asked, family->tokenizer_class, strlen(family->tokenizer_class)) != 0)
+      set = &ft__file_sets[i];
+  if (set > ft__file_sets && asked && strncmp(asked, set->tokenizer_class, strlen(set->tokenizer_class)) != 0)
     return ft__error(context, FT_ERROR_UNSUPPORTED,
                      "%s: a tokenizer_class %.100s without tokenizer.json is not supported", paths[2], asked);
-  loader->path = paths[family->files[0]];
-  status = family->load(loader, family, config, map);
+  loader->path = paths[set->files[0]];
+  status = set->load(loader, set, config, map);
   if (paths[2] && config) loader->path = paths[2];
   if (status == FT_OK && tokenizer->model != &ft__model_kinds[FT__UNIGRAM])
-    status = ft__load_added(loader, family, config, map);
+    status = ft__load_added(loader, set, config, map);
   if (status != FT_OK) return status;
-  if (tokenizer->roles[FT__ROLE_UNK] < 0 || tokenizer->roles[family->close] < 0 || tokenizer->roles[family->open] < 0)
+  if (tokenizer->roles[FT__ROLE_UNK] < 0 || tokenizer->roles[set->close] < 0 || tokenizer->roles[set->open] < 0)
     return ft__error(context, FT_ERROR_FORMAT, "%s: unk_token, %s and %s may not be null", loader->path,
-                     ft__role_names[family->close], ft__role_names[family->open]);
-  if (family == ft__file_sets) { /* BERT: a word that is unknown becomes the token of that role */
+                     ft__role_names[set->close], ft__role_names[set->open]);
+  if (set == ft__file_sets) { /* BERT: a word that is unknown becomes the token of that role */
     tokenizer->unknown_id = tokenizer->roles[FT__ROLE_UNK];
     if (tokenizer->unknown_id >= tokenizer->vocabulary.size)
       return ft__error(context, FT_ERROR_FORMAT, "%s: the unknown token \"%.100s\" is not among the %lld pieces",
                        paths[1], ft_tokenizer_token(tokenizer, tokenizer->unknown_id),
                        (long long)tokenizer->vocabulary.count);
   }
-  return ft__template_usual(loader, tokenizer->roles[family->open], tokenizer->roles[family->close], family->roberta);
+  return ft__template_usual(loader, tokenizer->roles[set->open], tokenizer->roles[set->close], set->roberta);
 }
 
 /* ---- all together ---- */

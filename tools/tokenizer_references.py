@@ -325,7 +325,7 @@ def write_models(folder):
         "do_lower_case": False, "keep_accents": True, "add_prefix_space": False, "extra_special_tokens": ["(", "<m>"]})
     write_model(os.path.join(path, "spiece.model"), front + pieces, table)
     path = directory("xlm-roberta", special_tokens_map__json={"mask_token": map_of["mask_token"]})
-    front = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    front = [("<unk>", 0.0, 2), ("[CLS]", 0.0, 3), ("</s>", 0.0, 3)]  # [CLS] gets an id of its own behind <mask>
     write_model(os.path.join(path, "sentencepiece.bpe.model"), front + pieces, table)
     result = {name: load_directory(path) for name, path in directories.items()}
     os.makedirs(os.path.join(folder, "albert-json"))
