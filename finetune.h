@@ -50,8 +50,9 @@
      Part II, the implementation (FT_IMPLEMENTATION), a chapter each
        >>memory and errors  >>threads  >>random numbers  >>text  >>json parsing  >>files  >>safetensors files
        >>tables  >>datasets  >>tokenizer  >>vocabulary  >>normalising  >>tokenizer objects  >>wordpiece
-       >>added tokens  >>encoding texts  >>loading tokenizers  >>kernels  >>tape  >>operations  >>batching
-       >>encoder  >>adamw  >>scores  >>scoring  >>frozen features  >>training loop
+       >>byte-pair encoding  >>unigram  >>pre-tokenizers  >>added tokens  >>encoding texts  >>loading tokenizers
+       >>kernels  >>tape  >>operations  >>batching  >>encoder  >>adamw  >>scores  >>scoring  >>frozen features
+       >>training loop
    COMPILE-TIME OPTIONS (define them in the implementation file; FT_STATIC and FT_REAL wherever the header is included)
      FT_STATIC       every function is static: the library is private to one file
      FT_NO_THREADS   no threads: everything runs on the caller's
@@ -345,13 +346,14 @@ FT_API void ft_dataset_free(ft_dataset *dataset);
 FT_API ft_status ft_model_path(ft_context *context, const char *name, char *path, size_t capacity);
 
 /* ---------------------------------------------------------------------------------------------------------------------
-   >>tokenizer: text to token ids, exactly as the Hugging Face tokenizers do. WordPiece from vocab.txt (with
-   tokenizer_config.json beside it) or tokenizer.json. Input is UTF-8; each invalid byte sequence counts as U+FFFD. */
+   >>tokenizer: text to token ids, exactly as the Hugging Face tokenizers do: WordPiece (BERT), byte-level BPE (RoBERTa)
+   and Unigram (ALBERT, XLM-RoBERTa). Input is UTF-8; each invalid byte sequence counts as U+FFFD. */
 
 typedef struct ft_tokenizer ft_tokenizer;
 
-/* Loads the tokenizer of a model directory: tokenizer.json if there is one, else vocab.txt. An unsupported part of a
-   tokenizer.json is an error that names it. */
+/* Loads the tokenizer of a model directory: tokenizer.json if there is one, else vocab.txt, vocab.json with merges.txt,
+   spiece.model (ALBERT) or sentencepiece.bpe.model (XLM-RoBERTa), with tokenizer_config.json and special_tokens_map.json
+   beside it. An unsupported part of a tokenizer.json is an error that names it. */
 FT_API ft_tokenizer *ft_tokenizer_load(ft_context *context, const char *directory);
 FT_API void ft_tokenizer_free(ft_tokenizer *tokenizer);
 
@@ -4376,21 +4378,15 @@ FT_API ft_dataset *ft_dataset_read(ft_context *context, const char *path, const 
 
        text -> split at added tokens -> normalise -> words -> pieces -> ids -> truncate -> [CLS] .. [SEP]
 
-   Added tokens such as [SEP] are found first, in the text as it is. What lies between them is normalised
-   (BertNormalizer): control characters go, Chinese characters get spaces around them, letters are decomposed and lose
-   their accents (NFD without the nonspacing marks), and become lower case; each step can be switched off. Words end at
-   white space, and each punctuation mark is a word of its own. A word is cut into pieces of the vocabulary greedily
-   (WordPiece):
+   Added tokens such as [SEP] are found first, in the text as it is. What lies between them goes through the steps of a
+   normalizer (BERT: control characters go, letters lose their accents and become lower case, ...) and of a pre-tokenizer,
+   which cuts it into words; a model (WordPiece, BPE, Unigram) cuts each word into pieces of the vocabulary. Steps and
+   models are rows of tables: any combination works. Each character carries the bytes [begin, end) of the original text
+   that it came from, so tokens know where they stand.
 
-       at = 0;  while at < |word|:  piece = the longest prefix of word[at ..] in the vocabulary, written "##" + prefix
-       where at > 0;  at += |prefix|.    If there is none, or the word is too long, the whole word is one [UNK].
-
-   Each character carries the bytes [begin, end) of the original text that it came from, so tokens know where they
-   stand.
-
-   There are two ways through: the plain one follows the lines above step by step, over arrays of code points (FT_NAIVE
-   uses nothing else). The fast one reads ASCII words straight from the text and gives only stretches with other
-   characters to the plain normaliser; pieces are found by hash tables with the piece's first eight bytes in the slot.
+   There are two ways through: the plain one goes step by step, over arrays of code points (FT_NAIVE uses nothing else),
+   and is the definition. The usual combinations have a fast one that reads words straight from the text, and gives only
+   what is out of the ordinary to the plain one; most words are then one look into a hash table.
 
    The Unicode tables are what the Hugging Face package was seen to do with every code point: models were trained with
    it, and it mixes the tables of several Unicode versions. */
@@ -4747,10 +4743,16 @@ enum {
 #define FT__HANGUL_COUNT 11172u
 #define FT__DOTTED_I 0x130u /* the one character whose lower case is two: i and a dot above */
 
+typedef struct ft__code_value {
+  uint32_t code, value;
+} ft__code_value;
+
+typedef struct ft__code_pair {
+  uint32_t first, second, code;
+} ft__code_pair;
+
 typedef struct ft__code_map { /* code points to values, sorted */
-  struct ft__code_value {
-    uint32_t code, value;
-  } * at; /* [count] */
+  ft__code_value *at;         /* [count] */
   int64_t count, capacity;
 } ft__code_map;
 
@@ -4761,17 +4763,13 @@ typedef struct ft__unicode {
   uint16_t *properties; /* [FT__CODE_POINTS]: so that most characters cost one look */
   ft__code_map marks;   /* 2 * rank of the combining class (0: a starter) + 1 if strip_accents drops it */
   ft__code_map lower;
-  ft__code_map canonical;      /* first part + 2^21 * index of the second + 2^31 if NFC does not compose the two */
-  ft__code_map seconds;        /* index: second part, or 0 */
-  ft__code_map compatible;     /* where its parts start + 2^24 * how many */
-  ft__code_map parts;          /* index: part */
-  struct ft__code_pair *pairs; /* [pair_count]: what NFC composes, sorted; made when a normalizer asks for it */
+  ft__code_map canonical;  /* first part + 2^21 * index of the second + 2^31 if NFC does not compose the two */
+  ft__code_map seconds;    /* index: second part, or 0 */
+  ft__code_map compatible; /* where its parts start + 2^24 * how many */
+  ft__code_map parts;      /* index: part */
+  ft__code_pair *pairs;    /* [pair_count]: what NFC composes, sorted; made when a normalizer asks for it */
   int64_t pair_count;
 } ft__unicode;
-
-struct ft__code_pair {
-  uint32_t first, second, code;
-};
 
 typedef struct ft__table_reader {
   const char *const *line; /* NULL ends the table */
@@ -4829,7 +4827,7 @@ static uint32_t ft__code_find(const ft__code_map *map, uint32_t code, uint32_t m
 }
 
 static int ft__code_compare(const void *a, const void *b) {
-  uint32_t x = ((const struct ft__code_value *)a)->code, y = ((const struct ft__code_value *)b)->code;
+  uint32_t x = ((const ft__code_value *)a)->code, y = ((const ft__code_value *)b)->code;
   return x < y ? -1 : x > y;
 }
 
@@ -4958,7 +4956,7 @@ static int ft__unicode_decompose(const ft__unicode *unicode, uint32_t code, bool
 }
 
 static int ft__code_pair_compare(const void *a, const void *b) {
-  const struct ft__code_pair *x = (const struct ft__code_pair *)a, *y = (const struct ft__code_pair *)b;
+  const ft__code_pair *x = (const ft__code_pair *)a, *y = (const ft__code_pair *)b;
   if (x->first != y->first) return x->first < y->first ? -1 : 1;
   return x->second < y->second ? -1 : x->second > y->second;
 }
@@ -4968,11 +4966,11 @@ static bool ft__unicode_pairs(ft__unicode *unicode) {
   int64_t i;
   if (unicode->pairs) return true;
   unicode->pairs =
-      (struct ft__code_pair *)ft__allocate(unicode->context, (size_t)unicode->canonical.count * sizeof *unicode->pairs);
+      (ft__code_pair *)ft__allocate(unicode->context, (size_t)unicode->canonical.count * sizeof *unicode->pairs);
   if (!unicode->pairs) return false;
   for (i = 0; i < unicode->canonical.count; ++i) {
     uint32_t value = unicode->canonical.at[i].value, second = unicode->seconds.at[value >> 21 & 0x3FF].value;
-    struct ft__code_pair *pair = &unicode->pairs[unicode->pair_count];
+    ft__code_pair *pair = &unicode->pairs[unicode->pair_count];
     if (value >> 31 || second == 0) continue;
     pair->first = value & 0x1FFFFF;
     pair->second = second;
@@ -4985,15 +4983,15 @@ static bool ft__unicode_pairs(ft__unicode *unicode) {
 
 /* What NFC makes of two characters, or 0. */
 static uint32_t ft__unicode_compose(const ft__unicode *unicode, uint32_t first, uint32_t second) {
-  struct ft__code_pair wanted;
-  const struct ft__code_pair *found;
+  ft__code_pair wanted;
+  const ft__code_pair *found;
   if (first - 0x1100 < 19 && second - 0x1161 < 21)
     return FT__HANGUL_FIRST + ((first - 0x1100) * 21 + second - 0x1161) * 28;
   if (first - FT__HANGUL_FIRST < FT__HANGUL_COUNT && (first - FT__HANGUL_FIRST) % 28 == 0 && second - 0x11A8 < 27)
     return first + second - 0x11A7;
   wanted.first = first, wanted.second = second, wanted.code = 0;
-  found = (const struct ft__code_pair *)bsearch(&wanted, unicode->pairs, (size_t)unicode->pair_count, sizeof wanted,
-                                                ft__code_pair_compare);
+  found = (const ft__code_pair *)bsearch(&wanted, unicode->pairs, (size_t)unicode->pair_count, sizeof wanted,
+                                         ft__code_pair_compare);
   return found ? found->code : 0;
 }
 
@@ -5105,6 +5103,17 @@ static int32_t ft__slot_id(const ft__piece_slot *slot) {
 static int32_t ft__vocabulary_find(const ft__vocabulary *vocabulary, const char *piece, size_t length) {
   return ft__slot_id(ft__piece_slot_find(vocabulary, &vocabulary->words, piece, length, ft__load_bytes(piece, length),
                                          ft__hash(piece, length)));
+}
+
+/* The same for a word inside a text, of which `readable` bytes may be looked at. */
+static int32_t ft__vocabulary_find_word(const ft__vocabulary *vocabulary, const char *word, size_t length,
+                                        size_t readable) {
+  uint64_t head;
+  if (length == 0 || length > 8 || readable < 8) return ft__vocabulary_find(vocabulary, word, length);
+  head = ft__load_eight(word) & (~(uint64_t)0 >> (64 - 8 * length));
+  return ft__slot_id(ft__piece_slot_find(
+      vocabulary, &vocabulary->words, word, length, head,
+      length < 8 ? ft__hash_finish(0, head, length) : ft__hash_finish(ft__hash_block(0, head), 0, length)));
 }
 
 /* =====================================================================================================================
@@ -5772,7 +5781,10 @@ static void ft__emit_span(ft__encoder *encoder, ft__span *span, int32_t id, int6
 }
 
 /* =====================================================================================================================
-   >>wordpiece: words to pieces */
+   >>wordpiece: the longest pieces first
+
+       at = 0;  while at < |word|:  piece = the longest prefix of word[at ..] in the vocabulary, written "##" + prefix
+       where at > 0;  at += |prefix|.    If there is none, or the word is too long, the whole word is one [UNK]. */
 
 /* "##" (if continues) and the characters as UTF-8 to out [FT__LONGEST_PIECE]; the length, or 0 if there is no room. */
 static size_t ft__piece_write(const ft_tokenizer *tokenizer, const ft__character *at, int64_t count, bool continues,
@@ -5787,7 +5799,7 @@ static size_t ft__piece_write(const ft_tokenizer *tokenizer, const ft__character
   return length <= FT__LONGEST_PIECE ? length : 0;
 }
 
-/* WordPiece as the banner defines it: the plain twin of ft__word_pieces. */
+/* WordPiece as defined above: the plain twin of ft__word_pieces. */
 static void ft__word_pieces_plain(ft__encoder *encoder, const ft__character *word, int64_t count) {
   const ft_tokenizer *tokenizer = encoder->tokenizer;
   int64_t before = encoder->encoding->count, start, stop = 0;
@@ -6178,7 +6190,9 @@ static void ft__bpe_fast(ft__encoder *encoder, int64_t begin, int64_t end) {
   while (begin < end && !encoder->failed) {
     bool broken = false;
     int64_t stop = ft__byte_word_end(tokenizer->normalizer.unicode.properties, text, begin, end, &broken);
-    int32_t id = broken ? -1 : ft__vocabulary_find(&tokenizer->whole, text + begin, (size_t)(stop - begin));
+    int32_t id = broken ? -1
+                        : ft__vocabulary_find_word(&tokenizer->whole, text + begin, (size_t)(stop - begin),
+                                                   (size_t)(encoder->length - begin));
     if (id >= 0)
       ft__emit(encoder, id, begin, stop);
     else
@@ -6278,7 +6292,7 @@ static void ft__unigram_bytes(ft__encoder *encoder, ft__span *span, const char *
 }
 
 static void ft__unigram_word(ft__encoder *encoder, const ft__character *word, int64_t count) {
-  char room[FT__ROOM], *bytes = room;
+  char room[FT__ROOM] = "", *bytes = room;
   ft__path paths_room[FT__ROOM + 1], *paths = paths_room;
   int64_t length = 0, i;
   ft__span span;
@@ -6677,7 +6691,7 @@ static void ft__unigram_fast(ft__encoder *encoder, int64_t begin, int64_t end) {
   const uint8_t *fold = tokenizer->fold, *text = (const uint8_t *)encoder->text;
   int64_t at = begin;
   while (at < end && !encoder->failed) {
-    char word[3 + FT__SHORT_WORD] = "\xE2\x96\x81";
+    char word[3 + FT__SHORT_WORD + 8] = "\xE2\x96\x81";
     ft__path paths[3 + FT__SHORT_WORD + 1];
     ft__span span;
     int64_t start = at, length = 0;
@@ -6698,7 +6712,7 @@ static void ft__unigram_fast(ft__encoder *encoder, int64_t begin, int64_t end) {
       ft__encode_plain(encoder, start, at);
       continue;
     }
-    id = ft__vocabulary_find(&tokenizer->whole, word + 3, (size_t)length);
+    id = ft__vocabulary_find_word(&tokenizer->whole, word + 3, (size_t)length, FT__SHORT_WORD + 8);
     if (id >= 0) {
       ft__emit(encoder, id, start, at);
       continue;
