@@ -5702,7 +5702,7 @@ static void ft__trim(ft__encoder *encoder, int64_t token, const char *piece, siz
     trailing = code == 0x120 || properties[code] & FT__WHITESPACE ? trailing + 1 : 0;
     if (trailing == ++all) leading = all;
   }
-  if (leading > 0 && encoder->tokenizer->trims_space && (token == encoder->first || *begin == 0)) --leading;
+  if (leading == 1 && encoder->tokenizer->trims_space && (token == encoder->first || *begin == 0)) leading = 0;
   moved = *begin;
   *begin = ft__skip_characters(encoder, &moved, leading, 1) && moved < *end ? (int32_t)moved : *end;
   moved = *end;
@@ -6906,6 +6906,7 @@ struct ft__loader {
   ft_context *context;
   ft_tokenizer *tokenizer;
   const char *path; /* of the file being read, for messages */
+  int64_t decoded;  /* added tokens from added_tokens_decoder */
 };
 
 typedef struct ft__entry {
@@ -8429,22 +8430,32 @@ static ft__entry *ft__sentencepiece_entries(ft__loader *loader, const ft__file_s
   return entries;
 }
 
-/* Control and user-defined pieces are found in the text before anything else. */
+/* Control and user-defined pieces are found in the text before anything else. As in the reference, they take the place of
+   equal tokens that are known by their role alone: [MASK] then leaves the space before it. */
 static ft_status ft__load_sentencepiece_added(ft__loader *loader, const ft__sentencepiece *model) {
+  ft_tokenizer *tokenizer = loader->tokenizer;
   ft_status status = FT_OK;
-  int64_t i, count = 0;
+  int64_t i, k, count = 0;
   for (i = 0; i < model->count && status == FT_OK; ++i) {
+    const ft__entry *entry = &model->entries[i];
+    const ft__added_token *known = ft__added_find(tokenizer, entry->piece, entry->length);
     ft__added_token flags;
     char *content;
-    if (model->entries[i].id != 3 && model->entries[i].id != 4) continue;
+    if (entry->id != 3 && entry->id != 4) continue;
     if (++count > FT__MOST_CONFIG_TOKENS)
       return ft__error(loader->context, FT_ERROR_UNSUPPORTED, "%s: more than %d control and user-defined pieces",
                        loader->path, FT__MOST_CONFIG_TOKENS);
-    if (ft__added_find(loader->tokenizer, model->entries[i].piece, model->entries[i].length)) continue;
+    k = known ? known - tokenizer->added : tokenizer->added_count;
+    if (k < loader->decoded) continue;
+    if (k < tokenizer->added_count) {
+      ft__added_token *token = &tokenizer->added[k];
+      token->single_word = token->lstrip = token->rstrip = token->normalized = false;
+      continue;
+    }
     memset(&flags, 0, sizeof flags);
-    flags.special = model->entries[i].id == 3;
-    content = ft__string_copy(loader->context, model->entries[i].piece, model->entries[i].length);
-    status = content ? ft__added_append(loader, content, model->entries[i].length, -1, &flags) : FT_ERROR_MEMORY;
+    flags.special = entry->id == 3;
+    content = ft__string_copy(loader->context, entry->piece, entry->length);
+    status = content ? ft__added_append(loader, content, entry->length, -1, &flags) : FT_ERROR_MEMORY;
     ft__release(loader->context, content);
   }
   return status;
@@ -8537,6 +8548,7 @@ static ft_status ft__load_added(ft__loader *loader, const ft__file_set *set, con
                        FT__MOST_CONFIG_TOKENS);
     status = ft__load_added_decoder(loader, decoder);
   }
+  loader->decoded = loader->tokenizer->added_count;
   for (i = 0; i < FT__ROLES && status == FT_OK; ++i)
     status = ft__load_role(loader, config, map, ft__role_names[i], set->usual[i], &loader->tokenizer->roles[i]);
   if (status == FT_OK) status = ft__load_extra(loader, config);
@@ -8756,6 +8768,7 @@ FT_API ft_tokenizer *ft_tokenizer_load(ft_context *context, const char *director
   loader.context = context;
   loader.tokenizer = tokenizer;
   loader.path = directory;
+  loader.decoded = 0;
   status = ft__unicode_create(context, &tokenizer->normalizer.unicode) ? FT_OK : FT_ERROR_MEMORY;
   if (status == FT_OK) status = ft__keep_files(&loader, directory, paths);
   if (status == FT_OK) status = ft__load_files(&loader, directory, paths);

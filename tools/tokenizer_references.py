@@ -96,6 +96,7 @@ TEXTS = [
     "Ⅷ ㎏ ﷺ ﬃ ² ª ℌ ｶﾞ 각 é \u0958 \u2126 ǆ ſ ẛ\u0323".encode(),
     b"ab" * 40 + b" " + b"the harbour" * 8 + b" 123456789012345678901234567890",
     "\u2581marked\u2581text \u2581\u2581 \u2581".encode(),
+    b"   <mask> x \n[MASK] <m>  <mask>",
     b"\n",
     b" \n \n a  b   c \t d 's 't we'Re it'S",
 ]
