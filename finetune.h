@@ -351,9 +351,9 @@ FT_API ft_status ft_model_path(ft_context *context, const char *name, char *path
 
 typedef struct ft_tokenizer ft_tokenizer;
 
-/* Loads the tokenizer of a model directory: tokenizer.json if there is one, else vocab.txt, vocab.json with merges.txt,
-   spiece.model (ALBERT) or sentencepiece.bpe.model (XLM-RoBERTa), with tokenizer_config.json and special_tokens_map.json
-   beside it. An unsupported part of a tokenizer.json is an error that names it. */
+/* Loads the tokenizer of a model directory: tokenizer.json if there is one, else vocab.txt, vocab.json with
+   merges.txt, spiece.model (ALBERT) or sentencepiece.bpe.model (XLM-RoBERTa), with tokenizer_config.json and
+   special_tokens_map.json beside it. An unsupported part of a tokenizer.json is an error that names it. */
 FT_API ft_tokenizer *ft_tokenizer_load(ft_context *context, const char *directory);
 FT_API void ft_tokenizer_free(ft_tokenizer *tokenizer);
 
@@ -4379,10 +4379,10 @@ FT_API ft_dataset *ft_dataset_read(ft_context *context, const char *path, const 
        text -> split at added tokens -> normalise -> words -> pieces -> ids -> truncate -> [CLS] .. [SEP]
 
    Added tokens such as [SEP] are found first, in the text as it is. What lies between them goes through the steps of a
-   normalizer (BERT: control characters go, letters lose their accents and become lower case, ...) and of a pre-tokenizer,
-   which cuts it into words; a model (WordPiece, BPE, Unigram) cuts each word into pieces of the vocabulary. Steps and
-   models are rows of tables: any combination works. Each character carries the bytes [begin, end) of the original text
-   that it came from, so tokens know where they stand.
+   normalizer (BERT: control characters go, letters lose their accents and become lower case, ...) and of a
+   pre-tokenizer, which cuts it into words; a model (WordPiece, BPE, Unigram) cuts each word into pieces of the
+   vocabulary. Steps and models are rows of tables: any combination works. Each character carries the bytes [begin, end)
+   of the original text that it came from, so tokens know where they stand.
 
    There are two ways through: the plain one goes step by step, over arrays of code points (FT_NAIVE uses nothing else),
    and is the definition. The usual combinations have a fast one that reads words straight from the text, and gives only
@@ -6120,8 +6120,8 @@ static void ft__bpe_word(ft__encoder *encoder, const ft__character *word, int64_
 
        's|'t|'re|'ve|'m|'ll|'d | ?\p{L}+ | ?\p{N}+ | ?[^\s\p{L}\p{N}]+ | \s+(?!\S) | \s+
 
-   So white space before a word belongs to nobody but its last character, which joins the word if it is a space. *broken:
-   whether U+FFFD, or bytes that stand for it, were seen. */
+   So white space before a word is a word of its own but for its last character, which joins the word if it is a space.
+   *broken: whether U+FFFD, or bytes that stand for it, were seen. */
 static int64_t ft__byte_word_end(const uint16_t *properties, const char *text, int64_t at, int64_t end, bool *broken) {
   int64_t start = at, last = at;
   int kind = -1;
@@ -6406,8 +6406,8 @@ static int64_t ft__byte_word_length(const uint16_t *properties, const ft__charac
   return kind == FT__WHITESPACE && i > 1 && i < count ? i - 1 : i;
 }
 
-/* ByteLevel: flag 0: a space before text that does not start with one; flag 1: words by the expression; then a character
-   for each byte. */
+/* ByteLevel: flag 0: a space before text that does not start with one; flag 1: words by the expression; then a
+   character for each byte. */
 static void ft__split_bytes(ft__encoder *encoder, int64_t step, const ft__character *at, int64_t count) {
   const ft_tokenizer *tokenizer = encoder->tokenizer;
   const ft__step *settings = &tokenizer->splits[step];
@@ -6628,7 +6628,8 @@ static int64_t ft__stretch_end(const ft_tokenizer *tokenizer, const char *text, 
   return at;
 }
 
-/* The fast way of WordPiece: words of plain ASCII without further ado, stretches around anything else by the plain one. */
+/* The fast way of WordPiece: words of plain ASCII without further ado, stretches around anything else by the plain
+   one. */
 static void ft__wordpiece_fast(ft__encoder *encoder, int64_t begin, int64_t end) {
   const ft_tokenizer *tokenizer = encoder->tokenizer;
   const uint8_t *fold = tokenizer->fold, *text = (const uint8_t *)encoder->text;
@@ -6658,8 +6659,8 @@ static void ft__wordpiece_fast(ft__encoder *encoder, int64_t begin, int64_t end)
   }
 }
 
-/* Whether what stands before white space text[at] and what follows it can be normalised apart: all about it is ASCII, or
-   what follows does not join it. */
+/* Whether what stands before white space text[at] and what follows it can be normalised apart: all about it is ASCII,
+   or what follows does not join it. */
 static bool ft__is_border(const ft_tokenizer *tokenizer, const char *text, int64_t at, int64_t end) {
   uint32_t code;
   int property;
@@ -7292,13 +7293,10 @@ static bool ft__load_precompiled(ft__loader *loader, const ft_json *object, cons
   return false;
 }
 
+/* clang-format off */
 static const ft__part ft__normalizer_parts[] = {
-    {"BertNormalizer",
-     {"clean_text", "handle_chinese_chars", "strip_accents", "lowercase", NULL},
-     ft__load_bert_normalizer,
-     NULL,
-     NULL,
-     {false, false}},
+    {"BertNormalizer", {"clean_text", "handle_chinese_chars", "strip_accents", "lowercase", NULL},
+     ft__load_bert_normalizer, NULL, NULL, {false, false}},
     {"NFD", {NULL}, NULL, ft__decompose, NULL, {false, false}},
     {"NFKD", {NULL}, NULL, ft__decompose, NULL, {true, false}},
     {"NFC", {NULL}, ft__load_composed, ft__decompose, NULL, {false, true}},
@@ -7310,6 +7308,7 @@ static const ft__part ft__normalizer_parts[] = {
     {"Prepend", {"prepend", NULL}, ft__load_prepend, ft__prepend, NULL, {false, false}},
     {"Precompiled", {"precompiled_charsmap", NULL}, ft__load_precompiled, ft__precompiled, NULL, {false, false}},
     {"Sequence", {"normalizers", NULL}, NULL, NULL, NULL, {false, false}}};
+/* clang-format on */
 
 static bool ft__load_punctuation(ft__loader *loader, const ft_json *object, const char *where, ft__step *step) {
   const ft_json *behavior = ft_json_get(object, "behavior");
@@ -7325,7 +7324,6 @@ static bool ft__load_metaspace(ft__loader *loader, const ft_json *object, const 
   const ft_json *scheme = ft_json_get(object, "prepend_scheme");
   bool prefix = true;
   int when = FT__PREPEND_ALWAYS;
-  step->flags[0] = true;
   if (!replacement || !ft__read_boolean(loader, object, where, "split", false, &step->flags[0]) ||
       !ft__read_boolean(loader, object, where, "add_prefix_space", false, &prefix) ||
       !ft__step_codes(loader, replacement->string, replacement->string_length, &step->pattern, &step->pattern_count))
@@ -7340,29 +7338,22 @@ static bool ft__load_metaspace(ft__loader *loader, const ft_json *object, const 
 }
 
 static bool ft__load_byte_level(ft__loader *loader, const ft_json *object, const char *where, ft__step *step) {
-  step->flags[1] = true;
   return ft__read_boolean(loader, object, where, "add_prefix_space", true, &step->flags[0]) &&
          ft__read_boolean(loader, object, where, "use_regex", false, &step->flags[1]);
 }
 
+/* clang-format off */
 static const ft__part ft__splitter_parts[] = {
     {"BertPreTokenizer", {NULL}, NULL, NULL, ft__split_bert, {false, false}},
     {"WhitespaceSplit", {NULL}, NULL, NULL, ft__split_white_space, {false, false}},
     {"Whitespace", {NULL}, NULL, NULL, ft__split_words, {false, false}},
     {"Punctuation", {"behavior", NULL}, ft__load_punctuation, NULL, ft__split_punctuation, {false, false}},
-    {"Metaspace",
-     {"replacement", "add_prefix_space", "prepend_scheme", "split", "str_rep", NULL},
-     ft__load_metaspace,
-     NULL,
-     ft__split_metaspace,
-     {false, false}},
-    {"ByteLevel",
-     {"add_prefix_space", "trim_offsets", "use_regex", NULL},
-     ft__load_byte_level,
-     NULL,
-     ft__split_bytes,
-     {false, false}},
+    {"Metaspace", {"replacement", "add_prefix_space", "prepend_scheme", "split", "str_rep", NULL},
+     ft__load_metaspace, NULL, ft__split_metaspace, {true, false}},
+    {"ByteLevel", {"add_prefix_space", "trim_offsets", "use_regex", NULL},
+     ft__load_byte_level, NULL, ft__split_bytes, {false, true}},
     {"Sequence", {"pretokenizers", NULL}, NULL, NULL, NULL, {false, false}}};
+/* clang-format on */
 
 /* object.type, with an error if there is none. */
 static const char *ft__type(ft__loader *loader, const ft_json *object, const char *where) {
@@ -7828,26 +7819,16 @@ static bool ft__unigram_prepare(ft__loader *loader) {
   return ft__whole_create(loader, ft__spell_metaspace);
 }
 
+/* clang-format off */
 static const ft__model_kind ft__model_kinds[] = {
-    {"WordPiece",
-     {"unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "vocab", NULL},
-     ft__load_wordpiece,
-     ft__wordpiece_word,
-     ft__wordpiece_prepare,
-     ft__wordpiece_fast},
-    {"BPE",
-     {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
-      "ignore_merges", "vocab", "merges", NULL},
-     ft__load_bpe,
-     ft__bpe_word,
-     ft__bpe_prepare,
-     ft__bpe_fast},
-    {"Unigram",
-     {"unk_id", "vocab", "byte_fallback", NULL},
-     ft__load_unigram,
-     ft__unigram_word,
-     ft__unigram_prepare,
-     ft__unigram_fast}};
+    {"WordPiece", {"unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "vocab", NULL},
+     ft__load_wordpiece, ft__wordpiece_word, ft__wordpiece_prepare, ft__wordpiece_fast},
+    {"BPE", {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+             "ignore_merges", "vocab", "merges", NULL},
+     ft__load_bpe, ft__bpe_word, ft__bpe_prepare, ft__bpe_fast},
+    {"Unigram", {"unk_id", "vocab", "byte_fallback", NULL},
+     ft__load_unigram, ft__unigram_word, ft__unigram_prepare, ft__unigram_fast}};
+/* clang-format on */
 enum { FT__WORDPIECE, FT__BPE, FT__UNIGRAM, FT__MODEL_KINDS };
 
 static ft_status ft__load_model(ft__loader *loader, const ft_json *model) {
@@ -8406,8 +8387,8 @@ static ft_status ft__load_roberta_files(ft__loader *loader, const ft__file_set *
              : loader->context->status;
 }
 
-/* The entries of a Unigram vocabulary: the model's pieces, or with XLM-RoBERTa's ids <s> <pad> </s> <unk>, the pieces from
-   the third on, <mask>. */
+/* The entries of a Unigram vocabulary: the model's pieces, or with XLM-RoBERTa's ids <s> <pad> </s> <unk>, the pieces
+   from the third on, <mask>. */
 static ft__entry *ft__sentencepiece_entries(ft__loader *loader, const ft__file_set *set, bool shifted,
                                             const ft_json *config, const ft_json *map, const ft__sentencepiece *model,
                                             int64_t *count) {
@@ -8430,8 +8411,8 @@ static ft__entry *ft__sentencepiece_entries(ft__loader *loader, const ft__file_s
   return entries;
 }
 
-/* Control and user-defined pieces are found in the text before anything else. As in the reference, they take the place of
-   equal tokens that are known by their role alone: [MASK] then leaves the space before it. */
+/* Control and user-defined pieces are found in the text before anything else. As in the reference, they take the place
+   of equal tokens that are known by their role alone: [MASK] then leaves the space before it. */
 static ft_status ft__load_sentencepiece_added(ft__loader *loader, const ft__sentencepiece *model) {
   ft_tokenizer *tokenizer = loader->tokenizer;
   ft_status status = FT_OK;
@@ -8505,35 +8486,28 @@ static ft_status ft__load_sentencepiece_files(ft__loader *loader, const ft__file
   return status;
 }
 
-static const ft__file_set ft__file_sets[] = {{{1, -1},
-                                              "BertTokenizer",
-                                              {NULL, NULL, "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"},
-                                              FT__ROLE_CLS,
-                                              FT__ROLE_SEP,
-                                              false,
-                                              ft__load_bert_files},
-                                             {{4, 5},
-                                              "RobertaTokenizer",
-                                              {"<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"},
-                                              FT__ROLE_CLS,
-                                              FT__ROLE_SEP,
-                                              true,
-                                              ft__load_roberta_files},
-                                             {{6, -1},
-                                              "AlbertTokenizer",
-                                              {"[CLS]", "[SEP]", "<unk>", "[SEP]", "<pad>", "[CLS]", "[MASK]"},
-                                              FT__ROLE_CLS,
-                                              FT__ROLE_SEP,
-                                              false,
-                                              ft__load_sentencepiece_files},
-                                             {{7, -1},
-                                              "XLMRobertaTokenizer",
-                                              {"<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"},
-                                              FT__ROLE_BOS,
-                                              FT__ROLE_EOS,
-                                              true,
-                                              ft__load_sentencepiece_files}};
+/* clang-format off */
+static const ft__file_set ft__file_sets[] = {
+    {{1, -1}, "BertTokenizer", {NULL, NULL, "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"},
+     FT__ROLE_CLS, FT__ROLE_SEP, false, ft__load_bert_files},
+    {{4, 5}, "RobertaTokenizer", {"<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"},
+     FT__ROLE_CLS, FT__ROLE_SEP, true, ft__load_roberta_files},
+    {{6, -1}, "AlbertTokenizer", {"[CLS]", "[SEP]", "<unk>", "[SEP]", "<pad>", "[CLS]", "[MASK]"},
+     FT__ROLE_CLS, FT__ROLE_SEP, false, ft__load_sentencepiece_files},
+    {{7, -1}, "XLMRobertaTokenizer", {"<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"},
+     FT__ROLE_BOS, FT__ROLE_EOS, true, ft__load_sentencepiece_files}};
+/* clang-format on */
 enum { FT__FILE_SETS = sizeof ft__file_sets / sizeof *ft__file_sets };
+
+/* The first row whose files are there, or NULL. */
+static const ft__file_set *ft__file_set_find(const ft_tokenizer *tokenizer) {
+  int i;
+  for (i = 0; i < FT__FILE_SETS; ++i) {
+    const int *files = ft__file_sets[i].files;
+    if (tokenizer->kept[files[0]].bytes && (files[1] < 0 || tokenizer->kept[files[1]].bytes)) return &ft__file_sets[i];
+  }
+  return NULL;
+}
 
 /* Added tokens that tokenizer_config.json and special_tokens_map.json name, either of which may be NULL. */
 static ft_status ft__load_added(ft__loader *loader, const ft__file_set *set, const ft_json *config,
@@ -8561,15 +8535,10 @@ static ft_status ft__load_file_set(ft__loader *loader, const ft_json *config, co
   ft_context *context = loader->context;
   ft_tokenizer *tokenizer = loader->tokenizer;
   const ft_json *name = ft_json_get(config, "tokenizer_class");
-  const ft__file_set *set = NULL;
+  const ft__file_set *set = ft__file_set_find(tokenizer);
   const char *asked = name && name->type == FT_JSON_STRING ? name->string : NULL;
   ft_status status;
-  int i;
   if (ft_json_get(config, "added_tokens_decoder")) map = NULL; /* as the reference: the older file is then not read */
-  for (i = FT__FILE_SETS - 1; i >= 0; --i)
-    if (tokenizer->kept[ft__file_sets[i].files[0]].bytes &&
-        (ft__file_sets[i].files[1] < 0 || tokenizer->kept[ft__file_sets[i].files[1]].bytes))
-      set = &ft__file_sets[i];
   if (set > ft__file_sets && asked && strncmp(asked, set->tokenizer_class, strlen(set->tokenizer_class)) != 0)
     return ft__error(context, FT_ERROR_UNSUPPORTED,
                      "%s: a tokenizer_class %.100s without tokenizer.json is not supported", paths[2], asked);
@@ -8683,11 +8652,7 @@ static ft_status ft__keep_files(ft__loader *loader, const char *directory, char 
     tokenizer->kept[i].bytes = ft__file_read(context, paths[i], &tokenizer->kept[i].size);
     if (!tokenizer->kept[i].bytes) return context->status;
   }
-  for (i = 0; i < FT__FILE_SETS; ++i)
-    if (tokenizer->kept[ft__file_sets[i].files[0]].bytes &&
-        (ft__file_sets[i].files[1] < 0 || tokenizer->kept[ft__file_sets[i].files[1]].bytes))
-      return FT_OK;
-  if (tokenizer->kept[0].bytes) return FT_OK;
+  if (tokenizer->kept[0].bytes || ft__file_set_find(tokenizer)) return FT_OK;
   return ft__error(context, FT_ERROR_FILE,
                    "%s holds neither tokenizer.json nor vocab.txt, vocab.json and merges.txt, spiece.model or "
                    "sentencepiece.bpe.model",
@@ -8860,7 +8825,7 @@ FT_API bool ft_tokenizer_is_special(const ft_tokenizer *tokenizer, int32_t id) {
 
 FT_API ft_status ft_tokenizer_save(ft_context *context, const ft_tokenizer *tokenizer, const char *directory) {
   ft_status status;
-  int i, k;
+  int i;
   if (!tokenizer || !directory) {
     ft__null_argument(context, "ft_tokenizer_save needs a tokenizer and a directory");
     return context->status;
@@ -8871,9 +8836,9 @@ FT_API ft_status ft_tokenizer_save(ft_context *context, const ft_tokenizer *toke
     size_t size = tokenizer->kept[i].size;
     char *path, usual[100];
     if (i == 2 && !bytes && !tokenizer->kept[0].bytes) { /* beside a vocabulary, what it is must be said */
-      for (k = 0; k < FT__FILE_SETS - 1 && !tokenizer->kept[ft__file_sets[k].files[0]].bytes;) ++k;
+      const ft__file_set *set = ft__file_set_find(tokenizer);
       size = (size_t)snprintf(usual, sizeof usual, "{\n%s  \"tokenizer_class\": \"%s\"\n}\n",
-                              k == 0 ? "  \"do_lower_case\": true,\n" : "", ft__file_sets[k].tokenizer_class);
+                              set == ft__file_sets ? "  \"do_lower_case\": true,\n" : "", set->tokenizer_class);
       bytes = usual;
     }
     if (!bytes) continue;

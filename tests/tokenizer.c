@@ -321,6 +321,74 @@ static void check_broken_json(ft_context *context) {
                      "is empty");
 }
 
+/* Special ids by role: from the configuration, and by the usual names. */
+static void check_roles(ft_context *context) {
+  static const char *const names[] = {"vocab-cased", "merges", "albert", "albert-json", "xlm-roberta", "unigram"};
+  static const char *const pieces[][5] = {
+      {"[PAD]", "<unk>", "<cls>", "[SEP]", "[MASK]"}, {"<pad>", "<unk>", "<s>", "</s>", "<mask>"},
+      {"<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"}, {"<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"},
+      {"<pad>", "<unk>", "<s>", "</s>", "<mask>"},    {"<pad>", "<unk>", "<s>", "</s>", NULL}};
+  size_t i, k;
+  for (i = 0; i < sizeof names / sizeof *names; ++i) {
+    char path[256];
+    ft_tokenizer *tokenizer;
+    snprintf(path, sizeof path, "tests/tokenizers/%s", names[i]);
+    tokenizer = ft_tokenizer_load(context, path);
+    for (k = 0; k < 5; ++k) {
+      int32_t id = ft_tokenizer_special(tokenizer, (ft_special_token)k);
+      CHECK(id == (pieces[i][k] ? ft_tokenizer_id(tokenizer, pieces[i][k]) : -1));
+      CHECK(!pieces[i][k] || (id >= 0 && ft_tokenizer_is_special(tokenizer, id)));
+    }
+    CHECK(!ft_tokenizer_is_special(tokenizer, ft_tokenizer_id(tokenizer, "e")));
+    CHECK(!ft_tokenizer_is_special(tokenizer, -1));
+    CHECK(!ft_tokenizer_is_special(tokenizer, ft_tokenizer_size(tokenizer)));
+    ft_tokenizer_free(tokenizer);
+  }
+}
+
+#define UNIGRAM(vocabulary) "{\"model\":{\"type\":\"Unigram\",\"unk_id\":0,\"vocab\":[" vocabulary "]}}"
+#define BPE(merges) "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[" merges "]}"
+
+static void check_broken_others(ft_context *context) {
+  check_refused_json(context, UNIGRAM(""), "unk_id 0 is not among 0 pieces");
+  check_refused_json(context, UNIGRAM("[\"a\",-1],[\"b\"]"), "model.vocab[1] is not [piece, score]");
+  check_refused_json(context, "{" BPE("\"a c\"") "}", "merge 1: \"a\", \"c\" or both together are not among");
+  check_refused_json(context, "{" BPE("\"a b\",\"ab\"") "}", "merge 2 is not two pieces");
+  check_refused_json(context, "{" BPE("[\"a\"]") "}", "model.merges[0] is no pair");
+  check_refused_json(context, "{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"__\"}," BPE("") "}",
+                     "pre_tokenizer.replacement \"__\" is not supported");
+  check_refused_json(
+      context, "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"[ab]\"},\"content\":\"\"}," BPE("") "}",
+      "normalizer.pattern \"[ab]\" is not supported");
+  check_refused_json(context,
+                     "{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AA?=\"}," BPE("") "}",
+                     "is no base64");
+  check_refused_json(context,
+                     "{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"}," BPE("") "}",
+                     "charsmap of 3 bytes is broken");
+  write_file(context, "vocab.json", "{\"a\": 0}");
+  check_refused(context, "holds neither tokenizer.json nor");
+  write_file(context, "vocab.json", "[]");
+  write_file(context, "merges.txt", "");
+  check_refused(context, "no JSON object");
+  write_file(context, "vocab.json", "{\"a\": 0, \"b\": 1}");
+  write_file(context, "merges.txt", "#version: 0.2\na b\n");
+  check_refused(context, "merges.txt: merge 1: \"a\", \"b\" or both together");
+  write_file(context, "spiece.model", "no model");
+  check_refused(context, "no sentencepiece model, or broken at byte 0");
+  write_file(context, "spiece.model", "\x0A\x03\x0A\x01\xFF");
+  check_refused(context, "piece 0 is broken");
+  write_file(context, "spiece.model",
+             "\x0A\x03\x0A\x01"
+             "a\x12\x02\x18\x02");
+  check_refused(context, "a sentencepiece model of type 2");
+  write_file(context, "spiece.model",
+             "\x0A\x03\x0A\x01"
+             "a");
+  write_file(context, "tokenizer_config.json", "{\"tokenizer_class\": \"T5Tokenizer\"}");
+  check_refused(context, "a tokenizer_class T5Tokenizer without tokenizer.json is not supported");
+}
+
 static void check_broken_vocabulary(ft_context *context) {
   check_refused(context, "neither tokenizer.json nor vocab.txt");
   write_file(context, "vocab.txt", "");
@@ -434,6 +502,8 @@ int main(void) {
   check_interface(context);
   check_broken_json(context);
   check_broken_vocabulary(context);
+  check_broken_others(context);
+  check_roles(context);
   remove(directory);
   ft__release(context, file);
   ft_context_free(context);
