@@ -153,13 +153,20 @@ static bool load_csv_file(const char *bytes, size_t size) {
 
 #ifndef HOSTILE_FILES_ONLY
 static bool load_tokenizer(void) {
-  static const char text[] = "A film, a [MASK] caf\xC3\xA9! \xE4\xB8\xAD\xFF";
+  static const char text[] = "A film, a [MASK] caf\xC3\xA9! <mask>the harbour's\x0B\xEF\xBC\xA1 \xE4\xB8\xAD\xFF";
   ft_tokenizer *tokenizer = ft_tokenizer_load(context, directory);
   ft_encoding encoding;
+  ft_encode_options options;
   int64_t i;
   memset(&encoding, 0, sizeof encoding);
-  if (tokenizer && ft_tokenizer_encode(context, tokenizer, text, sizeof text - 1, text, 7, NULL, &encoding) == FT_OK)
-    for (i = 0; i < encoding.count; ++i) CHECK(encoding.ids[i] >= 0 && encoding.ids[i] < ft_tokenizer_size(tokenizer));
+  memset(&options, 0, sizeof options);
+  options.offsets = true;
+  if (tokenizer &&
+      ft_tokenizer_encode(context, tokenizer, text, sizeof text - 1, text, 7, &options, &encoding) == FT_OK)
+    for (i = 0; i < encoding.count; ++i) {
+      CHECK(encoding.ids[i] >= 0 && encoding.ids[i] < ft_tokenizer_size(tokenizer));
+      CHECK(encoding.begin[i] >= 0 && encoding.begin[i] <= encoding.end[i] && encoding.end[i] < (int)sizeof text);
+    }
   ft_encoding_free(&encoding);
   ft_tokenizer_free(tokenizer);
   return tokenizer != NULL;
@@ -172,6 +179,21 @@ static bool load_vocabulary(const char *bytes, size_t size) {
 
 static bool load_tokenizer_json(const char *bytes, size_t size) {
   put_file("tokenizer.json", bytes, size);
+  return load_tokenizer();
+}
+
+static bool load_merges(const char *bytes, size_t size) {
+  put_file("merges.txt", bytes, size);
+  return load_tokenizer();
+}
+
+static bool load_pieces(const char *bytes, size_t size) {
+  put_file("vocab.json", bytes, size);
+  return load_tokenizer();
+}
+
+static bool load_sentencepiece(const char *bytes, size_t size) {
+  put_file("spiece.model", bytes, size);
   return load_tokenizer();
 }
 
@@ -443,12 +465,12 @@ static void test_large(void) {
 }
 
 #ifndef HOSTILE_FILES_ONLY
-/* Copies a file of the golden directories into the working directory; returns its bytes, which the caller frees. */
+/* Copies a file of tests/ into the working directory; returns its bytes, which the caller frees. */
 static char *copy_file(const char *from, const char *name, size_t *size) {
   char path[300], *bytes = NULL;
   FILE *file;
   *size = 0;
-  snprintf(path, sizeof path, "tests/golden/%s/%s", from, name);
+  snprintf(path, sizeof path, "tests/%s/%s", from, name);
   file = fopen(path, "rb");
   CHECK(file != NULL);
   if (!file) return NULL;
@@ -474,7 +496,7 @@ static void test_tokenizers(void) {
   put_file("vocab.txt", vocabulary, sizeof vocabulary - 1);
   attack(&in_config, config, sizeof config - 1, 1000, 150);
   put_file("tokenizer_config.json", config, sizeof config - 1);
-  tokenizer = copy_file("bert-pairs", "tokenizer.json", &size);
+  tokenizer = copy_file("golden/bert-pairs", "tokenizer.json", &size);
   if (tokenizer) attack(&in_tokenizer, tokenizer, size, 200, 500);
   free(tokenizer);
   remove(in_directory("tokenizer.json"));
@@ -482,11 +504,37 @@ static void test_tokenizers(void) {
   remove(in_directory("tokenizer_config.json"));
 }
 
+/* The files of the other tokenizers: each changed with those that it needs beside it. */
+static void test_other_tokenizers(void) {
+  static const char *const names[] = {"bytes",  "characters", "fallback",    "unigram",
+                                      "merges", "merges",     "albert-json", "albert"};
+  static const char *const files[] = {"tokenizer.json", "tokenizer.json", "tokenizer.json", "tokenizer.json",
+                                      "merges.txt",     "vocab.json",     "tokenizer.json", "spiece.model"};
+  static const char *const beside[] = {NULL, NULL, NULL, NULL, "vocab.json", "merges.txt", NULL, NULL};
+  size_t i;
+  for (i = 0; i < sizeof names / sizeof names[0]; ++i) {
+    target in_file = {files[i], load_tokenizer_json, 65536, true};
+    char from[64], *bytes, *other = NULL;
+    size_t size, other_size;
+    if (strcmp(files[i], "merges.txt") == 0) in_file.load = load_merges;
+    if (strcmp(files[i], "vocab.json") == 0) in_file.load = load_pieces;
+    if (strcmp(files[i], "spiece.model") == 0) in_file.load = load_sentencepiece;
+    snprintf(from, sizeof from, "tokenizers/%s", names[i]);
+    bytes = copy_file(from, files[i], &size);
+    if (beside[i]) other = copy_file(from, beside[i], &other_size);
+    if (bytes) attack(&in_file, bytes, size, 60, 250);
+    remove(in_directory(files[i]));
+    if (beside[i]) remove(in_directory(beside[i]));
+    free(bytes);
+    free(other);
+  }
+}
+
 static void test_models(void) {
   target in_config = {"config.json", load_config, 0, true}, in_weights = {"model.safetensors", load_weights, 0, true};
   size_t config_size, weights_size;
-  char *config = copy_file("distilbert", "config.json", &config_size);
-  char *weights = copy_file("distilbert", "model.safetensors", &weights_size);
+  char *config = copy_file("golden/distilbert", "config.json", &config_size);
+  char *weights = copy_file("golden/distilbert", "model.safetensors", &weights_size);
   in_config.context_bytes = weights_size;
   in_weights.context_bytes = config_size;
   if (config && weights) {
@@ -526,6 +574,7 @@ int main(void) {
   test_large();
 #ifndef HOSTILE_FILES_ONLY
   test_tokenizers();
+  test_other_tokenizers();
   test_models();
 #endif
   remove(in_directory("hostile.safetensors"));

@@ -44,14 +44,21 @@ static char *read_texts(ft_context *context) {
   return file;
 }
 
-/* "id,type,begin,end id,type,begin,end ..." as the references have it. */
+/* "id id,gap,length id,gap,length:type ..." as the references have it. */
 static void describe(const ft_encoding *encoding, ft__string *out) {
   int64_t i;
+  int last = 0;
   out->length = 0;
   ft__append(out, "");
-  for (i = 0; i < encoding->count; ++i)
-    ft__append_format(out, "%s%d,%d,%d,%d", i ? " " : "", encoding->ids[i], encoding->token_types[i],
-                      encoding->begin[i], encoding->end[i]);
+  for (i = 0; i < encoding->count; ++i) {
+    int begin = encoding->begin[i], end = encoding->end[i];
+    ft__append_format(out, "%s%d", i ? " " : "", encoding->ids[i]);
+    if (begin || end) {
+      ft__append_format(out, ",%d,%d", begin - last, end - begin);
+      last = end;
+    }
+    if (encoding->token_types[i]) ft__append_format(out, ":%d", encoding->token_types[i]);
+  }
 }
 
 static void check_calls(ft_context *context, const ft_tokenizer *tokenizer, const char *name) {
@@ -63,7 +70,7 @@ static void check_calls(ft_context *context, const ft_tokenizer *tokenizer, cons
   memset(&encoding, 0, sizeof encoding);
   memset(&out, 0, sizeof out);
   out.context = context;
-  snprintf(path, sizeof path, "tests/tokenizers/%s/expected.txt", name);
+  snprintf(path, sizeof path, "tests/tokenizers/%s/expected.txt", strcmp(name, "albert-json") ? name : "albert");
   file = ft__file_read(context, path, &size);
   CHECK(file != NULL);
   for (line = file; file && line < file + size; line = end + 1, ++calls) {
@@ -109,51 +116,69 @@ static uint32_t checksum(uint32_t crc, const char *bytes, size_t count) { /* CRC
   return ~crc;
 }
 
-static uint32_t normalizer_checksum(ft_context *context, const uint8_t *properties, int flags) {
-  ft__normalizer normalizer;
+/* Of every code point normalised by a normalizer that is written as in tokenizer.json. */
+static uint32_t normalizer_checksum(ft_context *context, ft_tokenizer *tokenizer, const char *text) {
+  ft__normalizer *normalizer = &tokenizer->normalizer;
+  ft__loader loader;
+  ft_json *json = ft_json_parse(context, text, strlen(text), "normalizer");
   uint32_t code, crc = 0;
-  normalizer.clean_text = flags & 1;
-  normalizer.chinese = flags >> 1 & 1;
-  normalizer.strip_accents = flags >> 2 & 1;
-  normalizer.lowercase = flags >> 3 & 1;
-  normalizer.properties = properties;
+  loader.context = context;
+  loader.tokenizer = tokenizer;
+  loader.path = "normalizer";
+  CHECK(json && ft__load_normalizer(&loader, json));
+  ft_json_free(json);
   for (code = 0; code < FT__CODE_POINTS; ++code) {
     ft__characters first, second, *result;
-    char text[4], out[64];
+    char bytes[4], out[128];
     size_t length = 0;
     int64_t i;
     if (code >= 0xD800 && code < 0xE000) continue;
     ft__characters_start(&first, context);
     ft__characters_start(&second, context);
-    result = ft__normalize(&normalizer, text, 0, ft__utf8_encode(code, text), &first, &second);
+    result = ft__normalize(normalizer, bytes, 0, ft__utf8_encode(code, bytes), &first, &second);
     for (i = 0; i < result->count; ++i) length += (size_t)ft__utf8_encode(result->at[i].code, out + length);
     out[length++] = '\n';
     crc = checksum(crc, out, length);
     ft__characters_free(&first);
     ft__characters_free(&second);
   }
+  ft__steps_free(context, normalizer->steps, normalizer->count);
+  normalizer->steps = NULL;
+  normalizer->count = normalizer->capacity = 0;
   return crc;
 }
 
 static void check_code_points(ft_context *context) {
-  uint8_t *properties = (uint8_t *)ft__allocate(context, FT__CODE_POINTS);
+  static const char *const others[] = {"NFD", "NFKD", "NFC", "NFKC", "StripAccents", "Lowercase"};
+  ft_tokenizer *tokenizer = (ft_tokenizer *)ft__allocate_zero(context, sizeof *tokenizer);
+  ft__unicode *unicode = &tokenizer->normalizer.unicode;
   size_t size;
-  char *file = ft__file_read(context, "tests/tokenizers/code_points.txt", &size), *line = file;
+  char *file = ft__file_read(context, "tests/tokenizers/code_points.txt", &size), *line = file, text[200];
   uint32_t code, crc = 0;
   int flags;
-  CHECK(file && properties && size == 17 * 9);
-  ft__unicode_properties(properties);
-  for (flags = 0; flags < 16; ++flags)
-    CHECK(normalizer_checksum(context, properties, flags) == (uint32_t)strtoul(line, &line, 16));
+  CHECK(file && size == 23 * 9 && ft__unicode_create(context, unicode));
+  for (flags = 0; flags < 22; ++flags) {
+    static const char *const words[] = {"false", "true"};
+    if (flags < 16)
+      snprintf(text, sizeof text,
+               "{\"type\":\"BertNormalizer\",\"clean_text\":%s,\"handle_chinese_chars\":%s,\"strip_accents\":%s,"
+               "\"lowercase\":%s}",
+               words[flags & 1], words[flags >> 1 & 1], words[flags >> 2 & 1], words[flags >> 3 & 1]);
+    else
+      snprintf(text, sizeof text, "{\"type\":\"%s\"}", others[flags - 16]);
+    CHECK(normalizer_checksum(context, tokenizer, text) == (uint32_t)strtoul(line, &line, 16));
+  }
   for (code = 0; code < FT__CODE_POINTS; ++code) {
-    int property = properties[code];
-    char kind = (char)((property & FT__WHITESPACE ? 1 : 0) + (property & FT__PUNCTUATION ? 2 : 0) +
-                       (property & FT__WORD ? 4 : 0));
+    int property = unicode->properties[code];
+    char kind =
+        (char)((property & FT__WHITESPACE ? 1 : 0) + (property & FT__PUNCTUATION ? 2 : 0) +
+               (property & FT__WORD ? 4 : 0) + (property & FT__LETTER ? 8 : 0) + (property & FT__NUMBER ? 16 : 0));
     if (code < 0xD800 || code >= 0xE000) crc = checksum(crc, &kind, 1);
   }
   CHECK(crc == (uint32_t)strtoul(line, &line, 16));
   ft__release(context, file);
-  ft__release(context, properties);
+  ft__unicode_free(unicode);
+  ft__release(context, tokenizer);
 }
 
 /* ---- the plain way and the fast one ---- */
@@ -227,12 +252,10 @@ static void write_file(ft_context *context, const char *name, const char *text) 
 }
 
 static void remove_files(void) {
-  static const char *const names[] = {"tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json",
-                                      "added_tokens.json"};
-  size_t i;
-  for (i = 0; i < sizeof names / sizeof *names; ++i) {
-    char path[512];
-    snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+  char path[512];
+  int i;
+  for (i = 0; i <= FT__KEPT_FILES; ++i) {
+    snprintf(path, sizeof path, "%s/%s", directory, i < FT__KEPT_FILES ? ft__kept_names[i] : "added_tokens.json");
     remove(path);
   }
 }
@@ -261,7 +284,7 @@ static void check_broken_json(ft_context *context) {
   check_refused_json(context, "", "line 1");
   check_refused_json(context, "[]", "no JSON object");
   check_refused_json(context, "{}", "model is missing");
-  check_refused_json(context, "{\"model\":{\"type\":\"BPE\"}}", "model of type BPE is not supported");
+  check_refused_json(context, "{\"model\":{\"type\":\"WordLevel\"}}", "model of type WordLevel is not supported");
   check_refused_json(context, "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{},\"x\":1}}", "model.x is not supported");
   check_refused_json(context, "{\"model\":{\"type\":\"WordPiece\",\"vocab\":[]}}", "model.vocab has the wrong type");
   check_refused_json(context, "{" MODEL("\"a\":0") "}", "unknown token \"[UNK]\"");
@@ -270,18 +293,15 @@ static void check_broken_json(ft_context *context) {
   check_refused_json(context, "{" MODEL("\"[UNK]\":0,\"a\":16777216") "}", "out of range");
   check_refused_json(context, "{" MODEL("\"[UNK]\":0,\"a\":1.5") "}", "out of range");
   check_refused_json(context, "{" MODEL("\"[UNK]\":0,\"a\":\"b\"") "}", "out of range");
-  check_refused_json(context, "{" MODEL("\"[UNK]\":0") "}", "pre_tokenizer is missing");
-  check_refused_json(context, "{\"pre_tokenizer\":{\"type\":\"Whitespace\"}," MODEL("\"[UNK]\":0") "}",
-                     "pre_tokenizer of type Whitespace is not supported");
-  check_refused_json(context, "{\"normalizer\":{\"type\":\"NFC\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
-                     "normalizer of type NFC is not supported");
+  check_refused_json(context, "{\"pre_tokenizer\":{\"type\":\"Digits\"}," MODEL("\"[UNK]\":0") "}",
+                     "pre_tokenizer of type Digits is not supported");
+  check_refused_json(context, "{\"normalizer\":{\"type\":\"Nmt\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
+                     "normalizer of type Nmt is not supported");
   check_refused_json(
       context, "{\"normalizer\":{\"type\":\"BertNormalizer\",\"clean_text\":1}," SPLIT "," MODEL("\"[UNK]\":0") "}",
       "normalizer.clean_text has the wrong type");
-  check_refused_json(context, "{\"decoder\":{\"type\":\"BPEDecoder\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
-                     "decoder of type BPEDecoder is not supported");
-  check_refused_json(context, "{\"post_processor\":{\"type\":\"Sequence\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
-                     "post_processor of type Sequence is not supported");
+  check_refused_json(context, "{\"post_processor\":{\"type\":\"Other\"}," SPLIT "," MODEL("\"[UNK]\":0") "}",
+                     "post_processor of type Other is not supported");
   check_refused_json(context,
                      "{\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"a\",9],\"sep\":[\"a\",0]}," SPLIT
                      "," MODEL("\"[UNK]\":0") "}",
@@ -299,6 +319,74 @@ static void check_broken_json(ft_context *context) {
                      "listed twice");
   check_refused_json(context, "{\"added_tokens\":[{\"id\":1,\"content\":\"\"}]," SPLIT "," MODEL("\"[UNK]\":0") "}",
                      "is empty");
+}
+
+/* Special ids by role: from the configuration, and by the usual names. */
+static void check_roles(ft_context *context) {
+  static const char *const names[] = {"vocab-cased", "merges", "albert", "albert-json", "xlm-roberta", "unigram"};
+  static const char *const pieces[][5] = {
+      {"[PAD]", "<unk>", "<cls>", "[SEP]", "[MASK]"}, {"<pad>", "<unk>", "<s>", "</s>", "<mask>"},
+      {"<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"}, {"<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"},
+      {"<pad>", "<unk>", "<s>", "</s>", "<mask>"},    {"<pad>", "<unk>", "<s>", "</s>", NULL}};
+  size_t i, k;
+  for (i = 0; i < sizeof names / sizeof *names; ++i) {
+    char path[256];
+    ft_tokenizer *tokenizer;
+    snprintf(path, sizeof path, "tests/tokenizers/%s", names[i]);
+    tokenizer = ft_tokenizer_load(context, path);
+    for (k = 0; k < 5; ++k) {
+      int32_t id = ft_tokenizer_special(tokenizer, (ft_special_token)k);
+      CHECK(id == (pieces[i][k] ? ft_tokenizer_id(tokenizer, pieces[i][k]) : -1));
+      CHECK(!pieces[i][k] || (id >= 0 && ft_tokenizer_is_special(tokenizer, id)));
+    }
+    CHECK(!ft_tokenizer_is_special(tokenizer, ft_tokenizer_id(tokenizer, "e")));
+    CHECK(!ft_tokenizer_is_special(tokenizer, -1));
+    CHECK(!ft_tokenizer_is_special(tokenizer, ft_tokenizer_size(tokenizer)));
+    ft_tokenizer_free(tokenizer);
+  }
+}
+
+#define UNIGRAM(vocabulary) "{\"model\":{\"type\":\"Unigram\",\"unk_id\":0,\"vocab\":[" vocabulary "]}}"
+#define BPE(merges) "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[" merges "]}"
+
+static void check_broken_others(ft_context *context) {
+  check_refused_json(context, UNIGRAM(""), "unk_id 0 is not among 0 pieces");
+  check_refused_json(context, UNIGRAM("[\"a\",-1],[\"b\"]"), "model.vocab[1] is not [piece, score]");
+  check_refused_json(context, "{" BPE("\"a c\"") "}", "merge 1: \"a\", \"c\" or both together are not among");
+  check_refused_json(context, "{" BPE("\"a b\",\"ab\"") "}", "merge 2 is not two pieces");
+  check_refused_json(context, "{" BPE("[\"a\"]") "}", "model.merges[0] is no pair");
+  check_refused_json(context, "{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"__\"}," BPE("") "}",
+                     "pre_tokenizer.replacement \"__\" is not supported");
+  check_refused_json(
+      context, "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"[ab]\"},\"content\":\"\"}," BPE("") "}",
+      "normalizer.pattern \"[ab]\" is not supported");
+  check_refused_json(context,
+                     "{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AA?=\"}," BPE("") "}",
+                     "is no base64");
+  check_refused_json(context,
+                     "{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"}," BPE("") "}",
+                     "charsmap of 3 bytes is broken");
+  write_file(context, "vocab.json", "{\"a\": 0}");
+  check_refused(context, "holds neither tokenizer.json nor");
+  write_file(context, "vocab.json", "[]");
+  write_file(context, "merges.txt", "");
+  check_refused(context, "no JSON object");
+  write_file(context, "vocab.json", "{\"a\": 0, \"b\": 1}");
+  write_file(context, "merges.txt", "#version: 0.2\na b\n");
+  check_refused(context, "merges.txt: merge 1: \"a\", \"b\" or both together");
+  write_file(context, "spiece.model", "no model");
+  check_refused(context, "no sentencepiece model, or broken at byte 0");
+  write_file(context, "spiece.model", "\x0A\x03\x0A\x01\xFF");
+  check_refused(context, "piece 0 is broken");
+  write_file(context, "spiece.model",
+             "\x0A\x03\x0A\x01"
+             "a\x12\x02\x18\x02");
+  check_refused(context, "a sentencepiece model of type 2");
+  write_file(context, "spiece.model",
+             "\x0A\x03\x0A\x01"
+             "a");
+  write_file(context, "tokenizer_config.json", "{\"tokenizer_class\": \"T5Tokenizer\"}");
+  check_refused(context, "a tokenizer_class T5Tokenizer without tokenizer.json is not supported");
 }
 
 static void check_broken_vocabulary(ft_context *context) {
@@ -335,10 +423,9 @@ static void check_same_file(ft_context *context, const char *a_directory, const 
 /* A saved tokenizer is the same files, and loads. */
 static void check_saved(ft_context *context, const ft_tokenizer *tokenizer, const char *from) {
   ft_tokenizer *again;
+  int i;
   CHECK(ft_tokenizer_save(context, tokenizer, directory) == FT_OK);
-  check_same_file(context, from, "tokenizer.json");
-  check_same_file(context, from, "vocab.txt");
-  check_same_file(context, from, "tokenizer_config.json");
+  for (i = 0; i < FT__KEPT_FILES; ++i) check_same_file(context, from, ft__kept_names[i]);
   again = ft_tokenizer_load(context, directory);
   CHECK(again && ft_tokenizer_size(again) == ft_tokenizer_size(tokenizer) &&
         again->normalizer.lowercase == tokenizer->normalizer.lowercase);
@@ -381,9 +468,12 @@ static void check_interface(ft_context *context) {
 }
 
 int main(void) {
-  static const char *const names[] = {"uncased", "cased",       "accents",      "stripped", "nochinese",
-                                      "unclean", "bare",        "added",        "odd",      "normalized",
-                                      "vocab",   "vocab-cased", "vocab-decoder"};
+  static const char *const names[] = {"uncased",        "cased",       "accents",       "stripped",    "nochinese",
+                                      "unclean",        "bare",        "added",         "odd",         "normalized",
+                                      "vocab",          "vocab-cased", "vocab-decoder", "bytes",       "bytes-prefix",
+                                      "bytes-sequence", "characters",  "fallback",      "unfused",     "unigram",
+                                      "unigram-bytes",  "merges",      "albert",        "albert-json", "albert-cased",
+                                      "xlm-roberta"};
   const char *temporary = getenv("TMPDIR");
   ft_context *context = ft_context_create(NULL);
   char *file;
@@ -412,6 +502,8 @@ int main(void) {
   check_interface(context);
   check_broken_json(context);
   check_broken_vocabulary(context);
+  check_broken_others(context);
+  check_roles(context);
   remove(directory);
   ft__release(context, file);
   ft_context_free(context);

@@ -13,11 +13,15 @@ import csv
 import gzip
 import os
 import subprocess
+import sys
 import tempfile
 import time
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from tokenizer_references import load_directory  # noqa: E402
 
 PROGRAM = r"""
 #define FT_IMPLEMENTATION
@@ -71,11 +75,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--column")
     arguments = parser.parse_args()
-    from tokenizers import Tokenizer
-
     texts = [text.replace("\0", " ") for text in read_texts(arguments.file, arguments.column)]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    tokenizer = Tokenizer.from_file(os.path.join(arguments.directory, "tokenizer.json"))
+    tokenizer = load_directory(arguments.directory)
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

@@ -10,7 +10,9 @@ The lines between the two markers in the header are replaced; nothing else chang
 """
 
 import re
+import struct
 import sys
+from collections import Counter
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -101,7 +103,10 @@ def probe_decompositions():
         if index % 28:
             expected += chr(0x11A7 + index % 28)
         assert full.pop(code) == expected
-    pairs, whole = {}, {text: code for code, text in full.items() if len(text) > 1}
+    compose = normalizers.NFC().normalize_str
+    pairs, whole = {}, {text: code for code, text in full.items() if compose(text) == chr(code)}
+    for code, text in full.items():  # what NFC does not make may still be a first part
+        whole.setdefault(text, code)
     for code, text in full.items():
         if len(text) == 1:
             pairs[code] = (ord(text), 0)
@@ -164,6 +169,92 @@ def probe_word_characters():
     return word
 
 
+def probe_letters():
+    """\p{L}, \p{N} and \s of the byte-level pre-tokenizer's expression: which of its branches takes a code point."""
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    letters, numbers, spaces = [], [], []
+    for code in CODES:
+        whole = [len(split(before + chr(code) + after)) == 1 for before, after in (("a", "a"), ("1", "1"), (" \n", ""))]
+        assert sum(whole) <= 1, hex(code)
+        for found, here in zip((letters, numbers, spaces), whole):
+            if here:
+                found.append(code)
+    return letters, numbers, spaces
+
+
+def probe_compatible():
+    """code -> NFKD, where it differs from NFD."""
+    canonical, compatible = normalizers.NFD().normalize_str, normalizers.NFKD().normalize_str
+    return {code: compatible(chr(code)) for code in CODES if compatible(chr(code)) != canonical(chr(code))}
+
+
+def charsmap(key, value):
+    """A Precompiled normaliser that replaces `key`: a double array in which every node has 256 units of its own."""
+    units, path = [0] * 256, key.encode()
+    position = 0
+    for depth, byte in enumerate(path + b"\0"):
+        base = len(units)
+        units += [0] * 256
+        label = path[depth - 1] if depth else 0
+        units[position] = (position ^ base) << 10 | label | (256 if depth == len(path) else 0)
+        position = base ^ byte
+    units[position] = 1 << 31
+    trie = struct.pack(f"<{len(units)}I", *units)
+    return normalizers.Precompiled(struct.pack("<I", len(trie)) + trie + value.encode() + b"\0").normalize_str
+
+
+GRAPHEME_CLASSES = ("control", "extend", "prepend", "spacing", "leading", "vowel", "trailing",
+                    "pictograph", "consonant", "linker")
+
+
+def probe_graphemes():
+    """code -> class (1 + index above), as far as grapheme clusters of less than six bytes can show it: a cluster that
+    starts with a key is replaced as a whole, a longer one character by character."""
+    acute = "\u0301"
+    keys = {key: charsmap(key, "!") for key in ("a", "\u0601", "\u00ae", "\u1100", "\u1161", "\u11a8", "\u0937")}
+
+    def joined(before, key):  # is the key one cluster with what stands before it?
+        return not keys[key](before + key + acute).endswith("!")
+
+    def starts(code, before):  # the same for a code point as key
+        return not charsmap(chr(code), "!")(before + chr(code) + acute).endswith("!")
+
+    found = {}
+    for code in CODES:
+        c = chr(code)
+        follows = keys["a"]("a" + c) == "!"
+        if joined("\u0915" + c, "\u0937") and follows:
+            kind = "linker"
+        elif follows and joined("\u00ae" + c + "\u200d", "\u00ae"):
+            kind = "extend"
+            assert joined("\u0915" + c + "\u094d", "\u0937") != (code == 0x200C)
+        elif follows:
+            kind = "spacing"
+        elif charsmap(c, "!")(c + "a") == "!":
+            kind = "prepend"
+        elif len(c.encode()) < 4 and keys["\u0601"]("\u0601" + c) != "!" :
+            kind = "control"
+        elif joined(c + "\u200d", "\u00ae"):
+            kind = "pictograph"
+        elif joined(c + "\u094d", "\u0937"):
+            kind = "consonant"
+        elif joined(c, "\u1161") or joined(c, "\u11a8"):
+            if 0xAC00 <= code < 0xAC00 + 11172:
+                continue
+            kind = "trailing" if not joined(c, "\u1161") else "leading" if joined(c, "\u1100") else "vowel"
+        else:
+            continue
+        found[code] = 1 + GRAPHEME_CLASSES.index(kind)
+    return found
+
+
+def probe_exclusions(pairs):
+    """Code points with a decomposition into two that NFC does not put together again."""
+    compose = normalizers.NFC().normalize_str
+    return {code for code, (first, second) in pairs.items()
+            if second and compose(chr(first) + chr(second)) != chr(code)}
+
+
 def lower_rules(simple):
     """{first, last, stride, delta}: every stride-th code point from first to last has lower case code + delta."""
     rules = []
@@ -190,18 +281,40 @@ def lower_rules(simple):
     return rules
 
 
-def array(name, kind, comment, rows):
-    """C source of an array; rows are lists of numbers that belong together."""
-    lines, line = [], " "
-    for row in rows:
-        text = " " + "".join(f"{value}," for value in row)
-        if len(line) + len(text) > 119:
-            lines.append(line)
-            line = " "
-        line += text
-    lines.append(line)
-    body = "\n".join(lines).rstrip(",")
-    return f"/* {comment} */\nstatic const {kind} {name}[] = {{\n{body}}};\n"
+def digits(value):
+    """A number as text: five bits a character from '#' on, lowest first, 32 more if others follow."""
+    text = ""
+    while True:
+        digit = value & 31 | (32 if value >> 5 else 0)
+        value >>= 5
+        text += chr(35 + digit).replace("?", "~").replace("\\", "}")
+        if not value:
+            return text
+
+
+def signed(value):
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def strings(comment, name, numbers):
+    """C source of a table: its numbers, one after another, as lines of text."""
+    lines = [""]
+    for number in numbers:
+        text = digits(number)
+        if len(lines[-1]) + len(text) > 112:
+            lines.append("")
+        lines[-1] += text
+    body = ",\n".join(f'  "{line}"' for line in lines)
+    return f"/* {comment} */\nstatic const char *const {name}[] = {{\n{body}, NULL}};\n"
+
+
+def range_numbers(rows):
+    """Rows [first, last, ...] as: gap behind the row before, length - 1, the rest."""
+    numbers, end = [], 0
+    for first, last, *rest in rows:
+        numbers += [first - end, last - first] + rest
+        end = last + 1
+    return numbers
 
 
 def check(tables):
@@ -251,45 +364,59 @@ def main():
         assert code not in rank and first not in rank, hex(code)
         assert first in punctuation or first in whitespace or code in chinese, hex(code)
 
-    marks = sorted({second for _, second in pairs.values() if second})
-    index = {second: position + 1 for position, second in enumerate(marks)}
-    index[0] = 0
-    runs = ranges([(code, 0) for code in sorted(pairs)])
-    start, run_rows = 0, []
-    for first, last, _ in runs:
-        run_rows.append([first, last, start])
-        start += last - first + 1
-    values = [[pairs[code][0] | index[pairs[code][1]] << 21] for code in sorted(pairs)]
+    letters, numbers, spaces = probe_letters()
+    assert spaces == whitespace
+    strip = normalizers.StripAccents().normalize_str
+    accents = [code for code in CODES if strip(chr(code)) == ""]
+    compatible = probe_compatible()
+    graphemes = probe_graphemes()
+    excluded = probe_exclusions(pairs)
+    seconds = Counter(second for _, second in pairs.values())
+    marks = sorted(seconds, key=seconds.get, reverse=True)  # the frequent ones get short numbers
+    assert 0 in marks
+
+    lower, last = [], 0
+    for first, end, stride, delta in lower_rules(simple):
+        lower += [signed(first - last), (end - first) // stride * 2 + stride - 1, signed(delta)]
+        last = first
+    canonical, previous, last = [], 0, 0
+    for code in sorted(pairs):
+        first, second = pairs[code]
+        canonical += [code - previous - 1, signed(first - last), marks.index(second) * 2 + (code in excluded)]
+        previous, last = code, first
+    parts, previous, last = [], 0, 0
+    for code in sorted(compatible):
+        text = compatible[code]
+        parts.append((code - previous - 1) * 32 + len(text) - 1)
+        for character in text:
+            parts.append(signed(ord(character) - last))
+            last = ord(character)
+        previous = code
     combining = sorted(set(rank) | stripped)
     mark_rows = ranges([(code, rank.get(code, 0) * 2 + (code in stripped)) for code in combining])
 
-    def pairs_of(codes):
-        return [row[:2] for row in ranges([(code, 0) for code in codes])]
+    def rows_of(codes):
+        return range_numbers([row[:2] for row in ranges([(code, 0) for code in codes])])
 
-    parts = [
-        array("ft__unicode_deleted", "uint32_t",
-              "clean_text drops: {first, last}", pairs_of(deleted)),
-        array("ft__unicode_whitespace", "uint32_t",
-              "separates words: {first, last}", pairs_of(whitespace)),
-        array("ft__unicode_chinese", "uint32_t",
-              "tokenize_chinese_chars puts spaces around: {first, last}", pairs_of(chinese)),
-        array("ft__unicode_punctuation", "uint32_t",
-              "a word of its own: {first, last}", pairs_of(punctuation)),
-        array("ft__unicode_word", "uint32_t",
-              "part of a word beside an added token with single_word: {first, last}", pairs_of(word)),
-        array("ft__unicode_marks", "uint32_t",
-              "{first, last, 2 * rank of the canonical combining class + (strip_accents drops it)}", mark_rows),
-        array("ft__unicode_lower", "uint32_t",
-              "every stride-th code point's lower case is code + delta (mod 2^32): {first, last, stride, delta}",
-              [rule[:3] + [rule[3] % 2**32] for rule in lower_rules(simple)]),
-        array("ft__unicode_decomposed", "uint32_t",
-              "canonical decompositions exist for: {first, last, where its values start}", run_rows),
-        array("ft__unicode_decompositions", "uint32_t",
-              "first part + 2^21 * (0, or 1 + index of the second part below)", values),
-        array("ft__unicode_second_parts", "uint32_t",
-              "the second parts of decompositions", [[mark] for mark in marks]),
+    tables = [
+        ("deleted", "clean_text drops", rows_of(deleted)),
+        ("whitespace", "separates words", rows_of(whitespace)),
+        ("chinese", "tokenize_chinese_chars puts spaces around", rows_of(chinese)),
+        ("punctuation", "a word of its own", rows_of(punctuation)),
+        ("word", "part of a word: \\w", rows_of(word)),
+        ("letters", "\\p{L} of the byte-level expression", rows_of(letters)),
+        ("numbers", "\\p{N}", rows_of(numbers)),
+        ("accents", "StripAccents drops", rows_of(accents)),
+        ("graphemes", "grapheme classes: + class, see FT__GRAPHEME", range_numbers(ranges(sorted(graphemes.items())))),
+        ("marks", "+ 2 * rank of the canonical combining class + (strip_accents drops it)", range_numbers(mark_rows)),
+        ("lower", "lower case: first - that before, 2 * steps + (stride is 2), difference", lower),
+        ("seconds", "second parts of canonical decompositions", marks),
+        ("canonical", "gap, first part - that before, 2 * index of the second + (NFC does not compose)", canonical),
+        ("compatible", "NFKD where it is not NFD: 32 * gap + length - 1, each part - that before", parts),
     ]
-    block = BEGIN + "\n/* clang-format off */\n" + "".join(parts) + "/* clang-format on */\n" + END
+    block = BEGIN + "\n/* clang-format off */\n"
+    block += "".join(strings(comment, "ft__unicode_" + name, numbers) for name, comment, numbers in tables)
+    block += "/* clang-format on */\n" + END
     with open(path, encoding="utf-8") as file:
         text = file.read()
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.S)
