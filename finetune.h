@@ -7439,16 +7439,17 @@ static inline void ft__transpose_4x4(const float *x, int64_t x_row, float *y, in
   *(ft__quad_memory *)(y + 3 * y_row) = FT__SHUFFLE(ab23, cd23, 2, 3, 6, 7);
 }
 
-/* y[p * y_row + i] = x[i * x_row + p] for i < lines, p < count */
+/* y[p * y_row + i] = x[i * x_row + p] for i < lines, p < count. A cache line of x is used up at once, and that of the
+   next panel asked for: x often comes from memory, and its lines lie too far apart for the processor to foresee. */
 static void ft__transpose(const float *x, int64_t x_row, float *y, int64_t y_row, int64_t lines, int64_t count) {
-  int64_t i, p, quads = lines >= 4 ? count / 4 * 4 : 0;
-  for (p = 0; p < quads; p += 4) {
-    for (i = 0; i + 4 <= lines; i += 4) ft__transpose_4x4(x + i * x_row + p, x_row, y + p * y_row + i, y_row);
-    if (i < lines) { /* the last four lines, some of them once more */
-      i = lines - 4;
-      ft__transpose_4x4(x + i * x_row + p, x_row, y + p * y_row + i, y_row);
+  int64_t i, p, q, whole = lines >= 4 ? count / 16 * 16 : 0;
+  for (p = 0; p < whole; p += 16)
+    for (i = 0; i < lines; i += 4) {
+      const float *from = x + ft__smaller(i, lines - 4) * x_row + p; /* the last four lines, some of them once more */
+      float *to = y + p * y_row + ft__smaller(i, lines - 4);
+      for (q = 0; q < 4; ++q) __builtin_prefetch(from + (y_row + q) * x_row);
+      for (q = 0; q < 16; q += 4) ft__transpose_4x4(from + q, x_row, to + q * y_row, y_row);
     }
-  }
   for (; p < count; ++p)
     for (i = 0; i < lines; ++i) y[p * y_row + i] = x[i * x_row + p];
 }
@@ -7481,21 +7482,24 @@ FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 8)
 static const ft__micro ft__micro_kernels[] = {{8, 8, ft__tile_generic}};
 #endif
 
-/* All panels of `lines` lines. */
+/* All panels of `lines` lines. Where lines lie side by side, a few steps of all panels at a time: memory in order. */
 static void ft__pack_all(float *packed, int width, const float *x, int64_t line_stride, int64_t lines, int64_t step,
                          int64_t count) {
-  int64_t i;
-  for (i = 0; i < lines; i += width, packed += width * count)
-    ft__pack(packed, width, x + i * line_stride, line_stride, ft__smaller(width, lines - i), step, count);
+  int64_t i, p, slab = step == 1 ? count : 8;
+  for (p = 0; p < count; p += slab)
+    for (i = 0; i < lines; i += width)
+      ft__pack(packed + i * count + p * width, width, x + i * line_stride + p * step, line_stride,
+               ft__smaller(width, lines - i), step, ft__smaller(slab, count - p));
 }
 
-/* c [m, n] (+)= a b from packed panels. Tiles that hang over the edge of c are computed beside it. */
+/* c [m, n] (+)= a b from packed panels: a panel of A stays in the first-level cache while those of B stream past it.
+   Tiles that hang over the edge of c are computed beside it. */
 static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c,
                       int64_t c_row, bool add) {
   float edge[FT__TILE_ROWS * FT__TILE_COLUMNS];
   int64_t i, j, row, column;
-  for (j = 0; j < n; j += micro->columns)
-    for (i = 0; i < m; i += micro->rows) {
+  for (i = 0; i < m; i += micro->rows)
+    for (j = 0; j < n; j += micro->columns) {
       const float *a_panel = a + i * k, *b_panel = b + j * k;
       float *tile = c + i * c_row + j;
       int64_t rows = ft__smaller(micro->rows, m - i), columns = ft__smaller(micro->columns, n - j);
@@ -7512,32 +7516,34 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
     }
 }
 
-/* Blocks: B's [384, 2048] and A's [680, 384] fill one thread's scratch memory, which all share; a panel of B
-   (384 x 32 numbers) and one of A (14 x 384) stay near the first-level cache. */
-enum { FT__BLOCK_K = 384, FT__BLOCK_M = 680, FT__BLOCK_N = 2048, FT__GROUP_ROWS = 56, FT__GROUP_COLUMNS = 128 };
+/* Blocks: B's [256, 3072] and A's [896, 256] fill one thread's scratch memory, which all share. */
+enum { FT__BLOCK_K = 256, FT__BLOCK_M = 896, FT__BLOCK_N = 3072, FT__GROUP_ROWS = 112, FT__GROUP_COLUMNS = 128 };
+enum { FT__PACK_LINES = 126 }; /* that a thread packs at a time */
 
 typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
   const ft__micro *micro;
   float *a, *b;                /* packed */
   int64_t m0, m, n0, n, k0, k; /* where the block starts, and its size */
-  int64_t a_panels;            /* to pack; pieces beyond these are panels of B */
+  int64_t a_pieces;            /* to pack; pieces beyond these are of B */
   int64_t group_rows, group_columns, column_groups;
 } ft__product;
+
+static int64_t ft__pack_lines(int width) { return ft__pieces(FT__PACK_LINES, width) * width; }
 
 static void ft__product_pack(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
-  bool is_a = piece < job->a_panels;
+  bool is_a = piece < job->a_pieces;
   int width = is_a ? job->micro->rows : job->micro->columns;
-  int64_t first = (is_a ? piece : piece - job->a_panels) * width;
+  int64_t lines = ft__pack_lines(width), first = (is_a ? piece : piece - job->a_pieces) * lines;
   (void)thread;
   if (is_a)
-    ft__pack(job->a + first * job->k, width, call->a + (job->m0 + first) * call->a_row + job->k0 * call->a_column,
-             call->a_row, ft__smaller(width, job->m - first), call->a_column, job->k);
+    ft__pack_all(job->a + first * job->k, width, call->a + (job->m0 + first) * call->a_row + job->k0 * call->a_column,
+                 call->a_row, ft__smaller(lines, job->m - first), call->a_column, job->k);
   else
-    ft__pack(job->b + first * job->k, width, call->b + (job->n0 + first) * call->b_column + job->k0 * call->b_row,
-             call->b_column, ft__smaller(width, job->n - first), call->b_row, job->k);
+    ft__pack_all(job->b + first * job->k, width, call->b + (job->n0 + first) * call->b_column + job->k0 * call->b_row,
+                 call->b_column, ft__smaller(lines, job->n - first), call->b_row, job->k);
 }
 
 /* Adds the bias to columns [begin, end) of rows [row, row_end) and applies the activation, while they are in cache. */
@@ -7588,14 +7594,14 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   for (job.n0 = 0; job.n0 < call->n; job.n0 += n_block)
     for (job.k0 = 0; job.k0 < call->k; job.k0 += k_block)
       for (job.m0 = 0; job.m0 < call->m; job.m0 += m_block) {
-        int64_t b_panels;
+        int64_t b_pieces;
         job.n = ft__smaller(n_block, call->n - job.n0);
         job.k = ft__smaller(k_block, call->k - job.k0);
         job.m = ft__smaller(m_block, call->m - job.m0);
-        job.a_panels = ft__pieces(job.m, job.micro->rows);
-        b_panels = job.m0 ? 0 : ft__pieces(job.n, job.micro->columns);
+        job.a_pieces = ft__pieces(job.m, ft__pack_lines(job.micro->rows));
+        b_pieces = job.m0 ? 0 : ft__pieces(job.n, ft__pack_lines(job.micro->columns));
         job.column_groups = ft__pieces(job.n, job.group_columns);
-        ft__parallel_for(context, job.a_panels + b_panels, ft__product_pack, &job);
+        ft__parallel_for(context, job.a_pieces + b_pieces, ft__product_pack, &job);
         ft__parallel_for(context, ft__pieces(job.m, job.group_rows) * job.column_groups, ft__product_tiles_tasks[set],
                          &job);
       }
