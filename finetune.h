@@ -139,6 +139,8 @@ typedef struct ft_allocator {
   void *user_data;
 } ft_allocator;
 
+typedef enum ft_dtype { FT_F32 = 0, FT_BF16, FT_I32, FT_F16, FT_F64, FT_I64, FT_U8 } ft_dtype;
+
 typedef enum ft_log_level { FT_LOG_INFO = 0, FT_LOG_WARNING } ft_log_level;
 
 typedef struct ft_context_options {
@@ -147,6 +149,10 @@ typedef struct ft_context_options {
   void *log_user_data;
   int threads;               /* 0: one per processor; 1: the caller's alone */
   const ft_backend *backend; /* NULL: this processor */
+  /* FT_F32; FT_BF16: mixed precision. Products of matrices round their operands to bfloat16 (a float's upper half) and
+     add in float32; weights, sums, all other operations and the optimizer stay float32. A processor without
+     instructions for it computes in float32, and the log says so. */
+  ft_dtype compute_dtype;
 } ft_context_options;
 
 /* Makes a context; options may be NULL. Returns NULL only when memory is short or the allocator has one hook of two. */
@@ -160,6 +166,7 @@ FT_API ft_status ft_error_status(const ft_context *context);
 /* Records an error as the library's own functions do, for code built on it; returns status. */
 FT_API ft_status ft_error_set(ft_context *context, ft_status status, const char *message);
 FT_API int ft_context_threads(const ft_context *context);
+FT_API ft_dtype ft_context_compute_dtype(const ft_context *context); /* what it computes in: FT_F32 or FT_BF16 */
 /* Which kernels this processor gets: "AVX-512", "AVX2", "NEON" or "plain C". */
 FT_API const char *ft_cpu_instruction_set(void);
 
@@ -215,7 +222,6 @@ FT_API const ft_json *ft_json_get(const ft_json *object, const char *key);
    Checked before anything is believed: header size against the file, offsets against shape and dtype, overlaps, gaps,
    overflow, duplicate names. Sharded models (model.safetensors.index.json) appear as one. */
 
-typedef enum ft_dtype { FT_F32 = 0, FT_BF16, FT_I32, FT_F16, FT_F64, FT_I64, FT_U8 } ft_dtype;
 FT_API const char *ft_dtype_name(ft_dtype dtype); /* "F32", ... as safetensors writes it */
 FT_API size_t ft_dtype_size(ft_dtype dtype);      /* bytes of one element */
 
@@ -1050,6 +1056,8 @@ struct ft_context {
   const ft_backend *backend;
   ft__pool *pool;
   int threads;
+  ft_dtype compute_dtype;
+  bool has_tiles; /* the processor's matrix unit may be used: see >>kernels */
   ft__arena host_arena, backend_arena;
   ft__tape *tape;
   int no_grad;          /* depth of ft_no_grad_begin */
@@ -1557,8 +1565,10 @@ static void *ft__scratch(ft_context *context, int thread) {
 }
 
 FT_API int ft_context_threads(const ft_context *context) { return context->threads; }
+FT_API ft_dtype ft_context_compute_dtype(const ft_context *context) { return context->compute_dtype; }
 
 static void ft__tape_free(ft_context *context);
+static void ft__kernels_choose(ft_context *context);
 
 FT_API void ft_context_free(ft_context *context) {
   if (!context) return;
@@ -1589,6 +1599,7 @@ FT_API ft_context *ft_context_create(const ft_context_options *options) {
   context->log_user_data = none.log_user_data;
   context->backend = none.backend ? none.backend : ft_backend_cpu();
   context->backend_arena.on_backend = true;
+  context->compute_dtype = none.compute_dtype;
   context->threads = 1;
   if (!ft__pool_create(context, none.threads > 0 ? none.threads : ft__processors())) {
     ft_context_free(context);
@@ -1602,6 +1613,7 @@ FT_API ft_context *ft_context_create(const ft_context_options *options) {
     ft_context_free(context);
     return NULL;
   }
+  ft__kernels_choose(context);
   return context;
 }
 
@@ -7348,15 +7360,30 @@ static void ft__softmax_backward_plain(ft_context *context, int64_t rows, int64_
    Matrix multiplication, C [m, n] (+)= activation(A [m, k] B [k, n] + bias [n]). With strides, the same function gives
    y = x W^T + b, its input gradient dx = dy W and its weight gradient dW += dy^T x. */
 
+/* bfloat16: the upper 16 bits of a float, rounded to the nearest, ties to even. */
+static double ft__round_bfloat16(double x) {
+  float value = (float)x;
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7FFFFFFF) <= 0x7F800000) bits += 0x7FFF + (bits >> 16 & 1);
+  bits &= 0xFFFF0000u;
+  memcpy(&value, &bits, sizeof bits);
+  return (double)value;
+}
+
+static double ft__operand(const ft_context *context, ft_real x) {
+  return context->compute_dtype == FT_BF16 ? ft__round_bfloat16((double)x) : (double)x;
+}
+
 static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
   int64_t i, j, p;
-  (void)context;
   for (i = 0; i < call->m; ++i)
     for (j = 0; j < call->n; ++j) {
       const ft_real *a = call->a + i * call->a_row, *b = call->b + j * call->b_column;
       ft_real *c = call->c + i * call->c_row + j;
       double sum = call->bias ? (double)call->bias[j] : 0;
-      for (p = 0; p < call->k; ++p) sum += (double)a[p * call->a_column] * (double)b[p * call->b_row];
+      for (p = 0; p < call->k; ++p)
+        sum += ft__operand(context, a[p * call->a_column]) * ft__operand(context, b[p * call->b_row]);
       if (call->before) call->before[i * call->c_row + j] = (ft_real)sum;
       if (call->accumulate)
         *c += (ft_real)sum;
@@ -7379,10 +7406,13 @@ static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
 
 typedef struct ft__micro { /* the micro-kernel of one instruction set */
   int rows, columns;
+  int pieces;  /* of bfloat16 that a number is packed as (see below); 0: it is packed as it is */
+  int k_block; /* how much of k is packed at a time */
   void (*tile)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add); /* c (+)= a b */
+  void (*begin)(void), (*end)(void); /* around tiles, or NULL */
 } ft__micro;
 
-enum { FT__TILE_ROWS = 14, FT__TILE_COLUMNS = 32 }; /* the largest of all sets */
+enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets */
 
 /* Two vectors V of each row of C are two variables each: an array might be left in memory. */
 #define FT__REPEAT_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
@@ -7442,15 +7472,15 @@ static inline void ft__transpose_4x4(const float *x, int64_t x_row, float *y, in
 /* y[p * y_row + i] = x[i * x_row + p] for i < lines, p < count. A cache line of x is used up at once, and that of the
    next panel asked for: x often comes from memory, and its lines lie too far apart for the processor to foresee. */
 static void ft__transpose(const float *x, int64_t x_row, float *y, int64_t y_row, int64_t lines, int64_t count) {
-  int64_t i, p, q, whole = lines >= 4 ? count / 16 * 16 : 0;
+  int64_t i, p, q, whole = lines >= 4 ? count / 4 * 4 : 0;
   for (p = 0; p < whole; p += 16)
     for (i = 0; i < lines; i += 4) {
       const float *from = x + ft__smaller(i, lines - 4) * x_row + p; /* the last four lines, some of them once more */
       float *to = y + p * y_row + ft__smaller(i, lines - 4);
       for (q = 0; q < 4; ++q) __builtin_prefetch(from + (y_row + q) * x_row);
-      for (q = 0; q < 16; q += 4) ft__transpose_4x4(from + q, x_row, to + q * y_row, y_row);
+      for (q = 0; q < ft__smaller(16, whole - p); q += 4) ft__transpose_4x4(from + q, x_row, to + q * y_row, y_row);
     }
-  for (; p < count; ++p)
+  for (p = whole; p < count; ++p)
     for (i = 0; i < lines; ++i) y[p * y_row + i] = x[i * x_row + p];
 }
 
@@ -7475,11 +7505,12 @@ static void ft__pack(float *packed, int width, const float *x, int64_t line_stri
 FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 6)
 FT__TILE(ft__tile_avx2, FT__ATTRIBUTES_AVX2, 32, 6)
 FT__TILE(ft__tile_avx512, FT__ATTRIBUTES_AVX512, 64, 14)
-static const ft__micro ft__micro_kernels[] = {
-    {6, 8, ft__tile_generic}, {6, 16, ft__tile_avx2}, {14, 32, ft__tile_avx512}};
+static const ft__micro ft__micro_kernels[] = {{6, 8, 0, 256, ft__tile_generic, NULL, NULL},
+                                              {6, 16, 0, 256, ft__tile_avx2, NULL, NULL},
+                                              {14, 32, 0, 256, ft__tile_avx512, NULL, NULL}};
 #else
 FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 8)
-static const ft__micro ft__micro_kernels[] = {{8, 8, ft__tile_generic}};
+static const ft__micro ft__micro_kernels[] = {{8, 8, 0, 256, ft__tile_generic, NULL, NULL}};
 #endif
 
 /* All panels of `lines` lines. Where lines lie side by side, a few steps of all panels at a time: memory in order. */
@@ -7492,15 +7523,162 @@ static void ft__pack_all(float *packed, int width, const float *x, int64_t line_
                ft__smaller(width, lines - i), step, ft__smaller(slab, count - p));
 }
 
+/* ---- bfloat16 and the matrix unit. Some processors multiply pairs of bfloat16 numbers and add them up in float32, 2 to
+   16 times as fast as float32 numbers: AVX-512 BF16 a pair in each lane, AMX whole tiles of 16 x 16 sums. With one piece,
+   x is rounded to bfloat16 while it is packed. Three pieces hold a float32 number as it is,
+
+       x = x1 + x2 + x3,   x1 = bfloat16(x),   x2 = bfloat16(x - x1),   x3 = bfloat16(x - x1 - x2),
+
+   8 of its 24 bits each, and the six products  x y = x1 y1 + (x1 y2 + x2 y1) + (x1 y3 + x2 y2 + x3 y1)  leave out less
+   than 2^-23 of |x y|, as much as float32 arithmetic does: six times the work, but AMX does it in half of the time.
+   (Below 1e-33, where x3 is less than any normal number, precision goes down to bfloat16's; beyond 3.39e38 there is
+   infinity.)
+
+   Panels are cut in blocks of 32 steps of k, the last one filled up with zeros. A 32-bit word holds steps p and p + 16
+   of a line, p < 16. A's block is [pieces][rows][16 words]; B's is [pieces][16 words][columns]. */
+enum { FT__STEPS = 32 };
+
+/* How many floats a line of a panel takes. */
+static int64_t ft__packed_line(const ft__micro *micro, int64_t k) {
+  return micro->pieces ? ft__pieces(k, FT__STEPS) * (FT__STEPS / 2) * micro->pieces : k;
+}
+
+/* rounded = bfloat16(x), as a float */
+FT__INLINE void ft__vector_round_bfloat16(const ft__vector *x, ft__word_lanes *rounded) {
+  ft__word_lanes bits = (ft__word_lanes)*x;
+  ft__word_lanes number = ~(ft__word_lanes)((0x7F800000 - ((ft__integers)bits & 0x7FFFFFFF)) >> 31); /* not a NaN */
+  *rounded = (bits + (((bits >> 16 & 1u) + 0x7FFFu) & number)) & 0xFFFF0000u;
+}
+
+/* All panels of `lines` lines, from x[i * line_stride + p * step] for line i, p < count. */
+FT__INLINE void ft__pack_pieces(float *packed, int width, bool is_a, int pieces, const float *x, int64_t line_stride,
+                                int64_t lines, int64_t step, int64_t count) {
+  float block[FT__STEPS * FT__TILE_ROWS];
+  int64_t i, p, word, size = width * (FT__STEPS / 2);
+  int piece;
+  for (i = 0; i < lines; i += width)
+    for (p = 0; p < count; p += FT__STEPS, packed += pieces * size) {
+      int64_t block_lines = ft__smaller(width, lines - i), steps = ft__smaller(FT__STEPS, count - p);
+      const float *from = x + i * line_stride + p * step;
+      if (block_lines < width || steps < FT__STEPS) memset(block, 0, sizeof block);
+      if (is_a)
+        ft__pack(block, FT__STEPS, from, step, steps, line_stride, block_lines);
+      else
+        ft__pack(block, width, from, line_stride, block_lines, step, steps);
+      for (word = 0; word < size; word += FT__LANES) {
+        const float *low = block + (is_a ? 2 * word : word);
+        ft__vector v = *(const ft__vector_memory *)low;
+        ft__vector w = *(const ft__vector_memory *)(low + (is_a ? (int64_t)FT__LANES : size));
+        for (piece = 0; piece < pieces; ++piece) {
+          ft__word_lanes v_rounded, w_rounded;
+          ft__vector words;
+          ft__vector_round_bfloat16(&v, &v_rounded);
+          ft__vector_round_bfloat16(&w, &w_rounded);
+          words = (ft__vector)(v_rounded >> 16 | w_rounded);
+          *(ft__vector_memory *)(packed + piece * size + word) = words;
+          v = v - (ft__vector)v_rounded;
+          w = w - (ft__vector)w_rounded;
+        }
+      }
+    }
+}
+
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#include <cpuid.h>
+#include <immintrin.h>
+#define FT__TILES 1
+#define FT__ATTRIBUTES_TILES __attribute__((target("amx-tile,amx-bf16")))
+
+/* Linux lends the tiles' 8 KiB of registers to a process that asks: arch_prctl(ARCH_REQ_XCOMP_PERM, 18). */
+static bool ft__tiles_request(void) {
+  unsigned a, b, c, d;
+  long result;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;
+  __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+  return result == 0;
+}
+
+/* Eight tiles of 16 rows of 64 bytes: 0 to 3 hold 32 x 32 sums, 4 and 5 a block of A, 6 and 7 one of B. */
+static const uint8_t ft__tiles_configuration[64] = {
+    1,  0,  0,  0,  0,  0,  0,  0, 0,  0, 0,  0, 0,  0, 0,  0, /* palette */
+    64, 0,  64, 0,  64, 0,  64, 0, 64, 0, 64, 0, 64, 0, 64, 0, /* bytes of a row */
+    0,  0,  0,  0,  0,  0,  0,  0, 0,  0, 0,  0, 0,  0, 0,  0, /* of tiles that do not exist */
+    16, 16, 16, 16, 16, 16, 16, 16};                           /* rows */
+FT__ATTRIBUTES_TILES static void ft__tiles_begin(void) { _tile_loadconfig(ft__tiles_configuration); }
+FT__ATTRIBUTES_TILES static void ft__tiles_end(void) { _tile_release(); }
+
+/* These are statements, since that is what the compilers make of _tile_loadd and its kin. */
+#define FT__TILES_START()       \
+  if (add) {                    \
+    FT__TILES_EACH(_tile_loadd) \
+  } else {                      \
+    _tile_zero(0);              \
+    _tile_zero(1);              \
+    _tile_zero(2);              \
+    _tile_zero(3);              \
+  }
+#define FT__TILES_EACH(action)          \
+  action(0, c, c_row * 4);              \
+  action(1, c + 16, c_row * 4);         \
+  action(2, c + 16 * c_row, c_row * 4); \
+  action(3, c + 16 * c_row + 16, c_row * 4);
+#define FT__TILES_A(x)   \
+  _tile_loadd(4, x, 64); \
+  _tile_loadd(5, (x) + 256, 64);
+#define FT__TILES_B(x)    \
+  _tile_loadd(6, x, 128); \
+  _tile_loadd(7, (x) + 16, 128);
+#define FT__TILES_MULTIPLY() \
+  _tile_dpbf16ps(0, 4, 6);   \
+  _tile_dpbf16ps(1, 4, 7);   \
+  _tile_dpbf16ps(2, 5, 6);   \
+  _tile_dpbf16ps(3, 5, 7);
+
+FT__ATTRIBUTES_TILES static void ft__tile_amx_1(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
+                                                bool add) {
+  FT__TILES_START()
+  for (; k > 0; k -= FT__STEPS, a += 512, b += 512) {
+    FT__TILES_A(a) FT__TILES_B(b) FT__TILES_MULTIPLY()
+  }
+  FT__TILES_EACH(_tile_stored)
+}
+
+/* Six products, the small ones first; from one to the next one operand stays. */
+FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
+                                                bool add) {
+  FT__TILES_START()
+  for (; k > 0; k -= FT__STEPS, a += 3 * 512, b += 3 * 512) {
+    FT__TILES_A(a)
+    FT__TILES_B(b + 2 * 512) FT__TILES_MULTIPLY() FT__TILES_B(b + 512) FT__TILES_MULTIPLY() FT__TILES_A(a + 512)
+        FT__TILES_MULTIPLY() FT__TILES_B(b) FT__TILES_MULTIPLY() FT__TILES_A(a + 2 * 512) FT__TILES_MULTIPLY()
+            FT__TILES_A(a) FT__TILES_MULTIPLY()
+  }
+  FT__TILES_EACH(_tile_stored)
+}
+
+static const ft__micro ft__micro_amx_1 = {32, 32, 1, 512, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_3 = {32, 32, 3, 256, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
+#endif
+
+/* Which micro-kernel multiplies matrices in this context. */
+static const ft__micro *ft__micro_choose(const ft_context *context) {
+#ifdef FT__TILES
+  if (context->has_tiles) return context->compute_dtype == FT_BF16 ? &ft__micro_amx_1 : &ft__micro_amx_3;
+#endif
+  (void)context;
+  return &ft__micro_kernels[FT__INSTRUCTION_SET()];
+}
+
 /* c [m, n] (+)= a b from packed panels: a panel of A stays in the first-level cache while those of B stream past it.
    Tiles that hang over the edge of c are computed beside it. */
 static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c,
                       int64_t c_row, bool add) {
   float edge[FT__TILE_ROWS * FT__TILE_COLUMNS];
-  int64_t i, j, row, column;
+  int64_t i, j, row, column, line = ft__packed_line(micro, k);
+  if (micro->begin) micro->begin();
   for (i = 0; i < m; i += micro->rows)
     for (j = 0; j < n; j += micro->columns) {
-      const float *a_panel = a + i * k, *b_panel = b + j * k;
+      const float *a_panel = a + i * line, *b_panel = b + j * line;
       float *tile = c + i * c_row + j;
       int64_t rows = ft__smaller(micro->rows, m - i), columns = ft__smaller(micro->columns, n - j);
       if (rows == micro->rows && columns == micro->columns) {
@@ -7514,37 +7692,41 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
           *element = add ? *element + value : value;
         }
     }
+  if (micro->end) micro->end();
 }
 
-/* Blocks: B's [256, 3072] and A's [896, 256] fill one thread's scratch memory, which all share. */
-enum { FT__BLOCK_K = 256, FT__BLOCK_M = 896, FT__BLOCK_N = 3072, FT__GROUP_ROWS = 112, FT__GROUP_COLUMNS = 128 };
-enum { FT__PACK_LINES = 126 }; /* that a thread packs at a time */
+/* Blocks of A and B fill one thread's scratch memory, which all share: a quarter and three quarters of its lines. */
+enum { FT__GROUP_ROWS = 112, FT__GROUP_COLUMNS = 128, FT__PACK_LINES = 126 }; /* what a thread does at a time */
 
 typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
   const ft__micro *micro;
   float *a, *b;                /* packed */
   int64_t m0, m, n0, n, k0, k; /* where the block starts, and its size */
+  int64_t line;                /* ft__packed_line of k */
   int64_t a_pieces;            /* to pack; pieces beyond these are of B */
   int64_t group_rows, group_columns, column_groups;
 } ft__product;
 
 static int64_t ft__pack_lines(int width) { return ft__pieces(FT__PACK_LINES, width) * width; }
 
-static void ft__product_pack(void *argument, int64_t piece, int thread) {
+FT__INLINE void ft__product_pack(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
   bool is_a = piece < job->a_pieces;
   int width = is_a ? job->micro->rows : job->micro->columns;
-  int64_t lines = ft__pack_lines(width), first = (is_a ? piece : piece - job->a_pieces) * lines;
+  int64_t line_stride = is_a ? call->a_row : call->b_column, step = is_a ? call->a_column : call->b_row;
+  int64_t first = (is_a ? piece : piece - job->a_pieces) * ft__pack_lines(width);
+  int64_t lines = ft__smaller(ft__pack_lines(width), (is_a ? job->m : job->n) - first);
+  const float *x = (is_a ? call->a + job->m0 * line_stride : call->b + job->n0 * line_stride) + job->k0 * step;
+  float *packed = (is_a ? job->a : job->b) + first * job->line;
   (void)thread;
-  if (is_a)
-    ft__pack_all(job->a + first * job->k, width, call->a + (job->m0 + first) * call->a_row + job->k0 * call->a_column,
-                 call->a_row, ft__smaller(lines, job->m - first), call->a_column, job->k);
+  if (job->micro->pieces)
+    ft__pack_pieces(packed, width, is_a, job->micro->pieces, x + first * line_stride, line_stride, lines, step, job->k);
   else
-    ft__pack_all(job->b + first * job->k, width, call->b + (job->n0 + first) * call->b_column + job->k0 * call->b_row,
-                 call->b_column, ft__smaller(lines, job->n - first), call->b_row, job->k);
+    ft__pack_all(packed, width, x + first * line_stride, line_stride, lines, step, job->k);
 }
+FT__TASKS(ft__product_pack)
 
 /* Adds the bias to columns [begin, end) of rows [row, row_end) and applies the activation, while they are in cache. */
 FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int64_t row_end, int64_t begin,
@@ -7571,7 +7753,7 @@ FT__INLINE void ft__product_tiles(void *argument, int64_t piece, int thread) {
   int64_t rows = ft__smaller(job->group_rows, job->m - i), columns = ft__smaller(job->group_columns, job->n - j);
   int64_t row = job->m0 + i, column = job->n0 + j;
   (void)thread;
-  ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->k, job->b + j * job->k,
+  ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->line, job->b + j * job->line,
             call->c + row * call->c_row + column, call->c_row, call->accumulate || job->k0 > 0);
   if (job->k0 + job->k == call->k && (call->bias || call->before || call->activation))
     ft__product_finish(call, row, row + rows, column, column + columns);
@@ -7580,17 +7762,18 @@ FT__TASKS(ft__product_tiles)
 
 static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   int set = FT__INSTRUCTION_SET();
-  int64_t k_block = ft__pieces(call->k, ft__pieces(call->k, FT__BLOCK_K)), n_block, m_block;
+  int64_t n_block, m_block, k_block, lines;
   ft__product job;
   memset(&job, 0, sizeof job);
   job.call = call;
-  job.micro = &ft__micro_kernels[set];
-  m_block = FT__BLOCK_M / job.micro->rows * job.micro->rows;
-  n_block = FT__BLOCK_N / job.micro->columns * job.micro->columns;
+  job.micro = ft__micro_choose(context);
+  k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
+  lines = (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) / ft__packed_line(job.micro, k_block);
+  n_block = lines * 3 / 4 / job.micro->columns * job.micro->columns;
+  m_block = (lines - n_block) / job.micro->rows * job.micro->rows;
   job.group_rows = FT__GROUP_ROWS / job.micro->rows * job.micro->rows;
   job.group_columns = FT__GROUP_COLUMNS;
   job.b = (float *)ft__scratch(context, 0);
-  job.a = job.b + (int64_t)FT__BLOCK_N * FT__BLOCK_K;
   for (job.n0 = 0; job.n0 < call->n; job.n0 += n_block)
     for (job.k0 = 0; job.k0 < call->k; job.k0 += k_block)
       for (job.m0 = 0; job.m0 < call->m; job.m0 += m_block) {
@@ -7598,10 +7781,12 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
         job.n = ft__smaller(n_block, call->n - job.n0);
         job.k = ft__smaller(k_block, call->k - job.k0);
         job.m = ft__smaller(m_block, call->m - job.m0);
+        job.line = ft__packed_line(job.micro, job.k);
+        job.a = job.b + n_block * job.line;
         job.a_pieces = ft__pieces(job.m, ft__pack_lines(job.micro->rows));
         b_pieces = job.m0 ? 0 : ft__pieces(job.n, ft__pack_lines(job.micro->columns));
         job.column_groups = ft__pieces(job.n, job.group_columns);
-        ft__parallel_for(context, job.a_pieces + b_pieces, ft__product_pack, &job);
+        ft__parallel_for(context, job.a_pieces + b_pieces, ft__product_pack_tasks[set], &job);
         ft__parallel_for(context, ft__pieces(job.m, job.group_rows) * job.column_groups, ft__product_tiles_tasks[set],
                          &job);
       }
@@ -7657,7 +7842,8 @@ static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
   if (call->m <= 0 || call->n <= 0) return;
   if (call->k <= 0 || call->activation == FT_LOG) {
     ft__matmul_plain(context, call);
-  } else if (call->a_column == 1 && call->b_row == 1 && (call->m <= FT__FEW || call->n <= FT__FEW)) {
+  } else if (call->a_column == 1 && call->b_row == 1 && (call->m <= FT__FEW || call->n <= FT__FEW) &&
+             context->compute_dtype == FT_F32) {
     memset(&job, 0, sizeof job);
     job.call = call;
     job.column_groups = ft__pieces(call->n, FT__LANES);
@@ -8919,6 +9105,15 @@ FT_API const char *ft_cpu_instruction_set(void) {
 #endif
 #endif
   return "plain C";
+}
+
+static void ft__kernels_choose(ft_context *context) {
+#if FT__FAST && defined(FT__TILES)
+  context->has_tiles = ft__instruction_set_best() == FT__AVX512 && ft__tiles_request();
+#endif
+  if (context->compute_dtype != FT_BF16 || context->has_tiles) return;
+  context->compute_dtype = FT_F32;
+  ft__log(context, FT_LOG_WARNING, "this processor has no instructions for bfloat16: computing in float32");
 }
 
 FT_API const ft_backend *ft_backend_cpu(void) {

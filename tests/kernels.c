@@ -113,6 +113,71 @@ static void test_matmul(void) {
   test_matmul_shape(3, 4, 0, 8);
 }
 
+/* NaN in an operand must reach every sum that it is part of, also through rounding to bfloat16. By bits. */
+static int is_nan(const ft_real *x) {
+  uint64_t bits = 0;
+  memcpy(&bits, x, sizeof *x);
+  return sizeof *x == 4 ? (bits & 0x7FFFFFFF) > 0x7F800000 : (bits << 1) > UINT64_C(0xFFE0000000000000);
+}
+
+static void test_matmul_nan(void) {
+  static const uint32_t patterns[] = {0x7FC00000u, 0xFFFFFFFFu};
+  ft_real a[40 * 40], c[40 * 40];
+  ft_matmul_call call;
+  int i, pattern;
+  memset(&call, 0, sizeof call);
+  call.m = call.n = call.k = call.a_row = call.b_row = call.c_row = 40, call.a_column = call.b_column = 1;
+  call.a = a, call.b = a, call.c = c;
+  for (pattern = 0; pattern < 2; ++pattern) {
+    float value;
+    memcpy(&value, &patterns[pattern], 4);
+    for (i = 0; i < 40 * 40; ++i) a[i] = (ft_real)0.25;
+    a[3 * 40 + 5] = (ft_real)value;
+    fast->matmul(context[0], &call);
+    for (i = 0; i < 40 * 40; ++i) CHECK(is_nan(&c[i]) == (i / 40 == 3 || i % 40 == 5));
+  }
+}
+
+#ifdef FT__TILES
+/* The matrix unit, for float32 in three pieces and for bfloat16: the other kernels do not use it. */
+static void test_tiles(void) {
+  int i, dtype;
+  if (!ft__tiles_request()) {
+    SKIP("no matrix unit in this processor");
+    return;
+  }
+  test_set = -1;
+  for (dtype = 0; dtype < 2; ++dtype) {
+    for (i = 0; i < THREADS; ++i) context[i]->has_tiles = true, context[i]->compute_dtype = dtype ? FT_BF16 : FT_F32;
+    test_matmul();
+    test_matmul_nan();
+  }
+}
+#endif
+
+/* What is asked for is given, or float32 with a warning. */
+static int warnings;
+static void count_warnings(void *user_data, ft_log_level level, const char *message) {
+  (void)user_data, (void)message;
+  warnings += level == FT_LOG_WARNING;
+}
+
+static void test_compute_dtype(void) {
+  ft_context_options options;
+  ft_context *made;
+  memset(&options, 0, sizeof options);
+  options.compute_dtype = FT_BF16, options.log = count_warnings, options.threads = 1;
+  made = ft_context_create(&options);
+  CHECK(made && (ft_context_compute_dtype(made) == FT_BF16) == (warnings == 0));
+  CHECK(ft_context_compute_dtype(made) == FT_BF16 || ft_context_compute_dtype(made) == FT_F32);
+  ft_context_free(made);
+}
+
+static void test_rounding(void) { /* to the nearest of 1, 1 + 2^-7, ..; ties to even */
+  CHECK(ft__round_bfloat16(1 + 1.0 / 256) == 1 && ft__round_bfloat16(1 + 3.0 / 256) == 1 + 2.0 / 128);
+  CHECK(ft__round_bfloat16(1 + 1.0 / 256 + 1.0 / 65536) == 1 + 1.0 / 128 && ft__round_bfloat16(-3) == -3);
+}
+
 static void test_unary(void) {
   static const int64_t counts[] = {1, 15, 16, 17, 1000, 40000};
   int kind, i, copy;
@@ -175,13 +240,7 @@ static void test_accuracy(void) {
   }
 }
 
-/* NaN must reach the loss, which is where training looks for it. By bits: -Ofast folds comparisons with NaN. */
-static int is_nan(const ft_real *x) {
-  uint64_t bits = 0;
-  memcpy(&bits, x, sizeof *x);
-  return sizeof *x == 4 ? (bits & 0x7FFFFFFF) > 0x7F800000 : (bits << 1) > UINT64_C(0xFFE0000000000000);
-}
-
+/* NaN must reach the loss, which is where training looks for it. */
 static void test_nan(void) {
   static const ft_unary kinds[] = {FT_GELU, FT_GELU_TANH, FT_SILU, FT_TANH, FT_SIGMOID, FT_EXP};
   int kind, sign, i;
@@ -514,6 +573,7 @@ static void test_memory(void) {
 
 static void test_all(void) {
   test_matmul();
+  test_matmul_nan();
   test_unary();
   test_accuracy();
   test_nan();
@@ -537,12 +597,18 @@ int main(void) {
     options.threads = i + 1;
     context[i] = ft_context_create(&options);
     CHECK(context[i] != NULL);
+    context[i]->has_tiles = false;
   }
   fast = ft_backend_cpu();
   printf("kernels: %s\n", ft_cpu_instruction_set());
   test_memory();
+  test_rounding();
+  test_compute_dtype();
 #if FT__FAST
   for (test_set = 0; test_set <= (int)ft__instruction_set_best(); ++test_set) test_all();
+#ifdef FT__TILES
+  test_tiles();
+#endif
 #else
   test_all();
 #endif

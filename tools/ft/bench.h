@@ -96,12 +96,14 @@ static bool bench_run(bench_state *s) {
   if (ok) {
     qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
     printf(
-        "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"ex_per_s\":%.3f,"
+        "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"dtype\":\"%s\",\"ex_"
+        "per_s\":%.3f,"
         "\"real_tok_per_s\":%.1f,"
         "\"ms_per_step\":%.2f,\"gflops\":%.1f,\"peak_rss_mib\":%ld}\n",
         s->training ? "train" : "predict", s->batch_size, counted, ft_context_threads(s->context),
-        ft_cpu_instruction_set(), (double)(counted * s->batch_size) / total, tokens / total,
-        1e3 * seconds[BENCH_WARMUP + counted / 2], operations / total * 1e-9, bench_peak_mib());
+        ft_cpu_instruction_set(), ft_context_compute_dtype(s->context) == FT_BF16 ? "bf16" : "fp32",
+        (double)(counted * s->batch_size) / total, tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2],
+        operations / total * 1e-9, bench_peak_mib());
   }
   free(rows);
   free(labels);
@@ -149,7 +151,8 @@ static bool bench_load(bench_state *s, const char *config, const char *tokenizer
 
 static int command_bench(int argc, char **argv) {
   static const char usage[] = "ft bench --config CONFIG.json|DIR --csv FILE [--tokenizer DIR] [options]";
-  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *mode = "train", *dtype = "fp32";
+  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *mode = "train", *type = "fp32";
+  ft_dtype dtype;
   long long threads = 0;
   bench_state s;
   const arguments_option table[] = {
@@ -161,7 +164,7 @@ static int command_bench(int argc, char **argv) {
       {"--batch-size", ARGUMENT_INTEGER, &s.batch_size, "(16)"},
       {"--steps", ARGUMENT_INTEGER, &s.steps, "steps, the first two not counted (12)"},
       {"--max-length", ARGUMENT_INTEGER, &s.max_length, "(256)"},
-      {"--dtype", ARGUMENT_TEXT, &dtype, "fp32"},
+      {"--dtype", ARGUMENT_TEXT, &type, "fp32 or bf16 (fp32)"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
   arguments_positional positional;
   bool ok;
@@ -169,12 +172,13 @@ static int command_bench(int argc, char **argv) {
   s.batch_size = 16, s.steps = 12, s.max_length = 256;
   if (!arguments_parse(argc, argv, usage, table, ARGUMENTS_COUNT(table), &positional)) return EXIT_USAGE;
   if (positional.count || !config || !csv || s.batch_size < 1 || s.steps <= BENCH_WARMUP ||
-      strcmp(dtype, "fp32") != 0 || (strcmp(mode, "train") != 0 && strcmp(mode, "predict") != 0)) {
-    fprintf(stderr, "usage: %s; --steps above %d, --mode train or predict, --dtype fp32\n", usage, BENCH_WARMUP);
+      !common_dtype(type, &dtype) || (strcmp(mode, "train") != 0 && strcmp(mode, "predict") != 0)) {
+    fprintf(stderr, "usage: %s; --steps above %d, --mode train or predict, --dtype fp32 or bf16\n", usage,
+            BENCH_WARMUP);
     return EXIT_USAGE;
   }
   s.training = strcmp(mode, "train") == 0;
-  if (!(s.context = common_context((int)threads, true))) return EXIT_FAILED;
+  if (!(s.context = common_context_of((int)threads, true, dtype))) return EXIT_FAILED;
   ok = bench_load(&s, config, tokenizer, csv, text) && bench_run(&s);
   if (!ok) common_failed(s.context);
   ft_batch_free(&s.batch);
