@@ -980,6 +980,18 @@ struct ft_backend {
 /* The processor's own back end: a full table that another one may borrow from. */
 FT_API const ft_backend *ft_backend_cpu(void);
 
+typedef struct ft_profile_entry { /* what the calls of one of the back end's functions have taken */
+  const char *name;
+  int64_t calls;
+  double seconds, operations,
+      bytes; /* operations: multiplications and additions of products; bytes: read and written */
+} ft_profile_entry;
+
+/* From here on, times what the context's back end does; entries holds the sums so far, and is NULL before. For a back end
+   that works behind the caller's back, seconds are those of starting its work. */
+FT_API ft_status ft_profile_begin(ft_context *context);
+FT_API const ft_profile_entry *ft_profile_entries(const ft_context *context, int *count);
+
 #ifdef __cplusplus
 }
 #endif
@@ -1054,10 +1066,11 @@ struct ft_context {
   void (*log)(void *user_data, ft_log_level level, const char *message);
   void *log_user_data;
   const ft_backend *backend;
+  struct ft__profile *profile; /* NULL: not asked for */
   ft__pool *pool;
   int threads;
   ft_dtype compute_dtype;
-  bool has_tiles; /* the processor's matrix unit may be used: see >>kernels */
+  bool has_pairs, has_tiles; /* the processor's instructions for bfloat16: see >>kernels */
   ft__arena host_arena, backend_arena;
   ft__tape *tape;
   int no_grad;          /* depth of ft_no_grad_begin */
@@ -1577,6 +1590,7 @@ FT_API void ft_context_free(ft_context *context) {
   ft__arena_free(context, &context->host_arena);
   ft__arena_free(context, &context->backend_arena);
   ft__release(context, context->scratch);
+  ft__release(context, context->profile);
   ft__release(context, context);
 }
 
@@ -7417,7 +7431,8 @@ enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets *
 /* Two vectors V of each row of C are two variables each: an array might be left in memory. */
 #define FT__REPEAT_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
 #define FT__REPEAT_8(X) FT__REPEAT_6(X) X(6) X(7)
-#define FT__REPEAT_14(X) FT__REPEAT_8(X) X(8) X(9) X(10) X(11) X(12) X(13)
+#define FT__REPEAT_12(X) FT__REPEAT_8(X) X(8) X(9) X(10) X(11)
+#define FT__REPEAT_14(X) FT__REPEAT_12(X) X(12) X(13)
 #define FT__TILE_START(i)                 \
   V sum##i##_0 = zero, sum##i##_1 = zero; \
   __builtin_prefetch(c + i * c_row), __builtin_prefetch(c + i * c_row + lanes);
@@ -7583,9 +7598,42 @@ FT__INLINE void ft__pack_pieces(float *packed, int width, bool is_a, int pieces,
     }
 }
 
-#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #include <cpuid.h>
 #include <immintrin.h>
+#define FT__PAIRS 1
+
+static bool ft__pairs_available(void) {
+  unsigned a, b, c, d;
+  return ft__instruction_set_best() == FT__AVX512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
+#define FT__PAIRS_STEP(i)                                                    \
+  {                                                                          \
+    __m512bh a_i = (__m512bh)_mm512_set1_ps(a[i * (FT__STEPS / 2) + word]);  \
+    sum##i##_0 = (V)_mm512_dpbf16_ps((__m512)sum##i##_0, a_i, (__m512bh)b0); \
+    sum##i##_1 = (V)_mm512_dpbf16_ps((__m512)sum##i##_1, a_i, (__m512bh)b1); \
+  }
+__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16"))) static void ft__tile_pairs(
+    int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add) {
+  typedef float V __attribute__((vector_size(64)));
+  typedef float V_memory __attribute__((vector_size(64), aligned(4), may_alias));
+  enum { lanes = 16 };
+  const V zero = {0};
+  int word;
+  FT__REPEAT_12(FT__TILE_START) for (; k > 0; k -= FT__STEPS, a += 12 * FT__STEPS / 2) {
+    for (word = 0; word < FT__STEPS / 2; ++word, b += 2 * lanes) {
+      V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + lanes);
+      FT__REPEAT_12(FT__PAIRS_STEP)
+    }
+  }
+  FT__REPEAT_12(FT__TILE_END)
+}
+
+static const ft__micro ft__micro_pairs = {12, 32, 1, 512, ft__tile_pairs, NULL, NULL};
+#endif
+
+#if defined(FT__PAIRS) && defined(__linux__)
 #define FT__TILES 1
 #define FT__ATTRIBUTES_TILES __attribute__((target("amx-tile,amx-bf16")))
 
@@ -7593,7 +7641,7 @@ FT__INLINE void ft__pack_pieces(float *packed, int width, bool is_a, int pieces,
 static bool ft__tiles_request(void) {
   unsigned a, b, c, d;
   long result;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;
+  if (!ft__pairs_available() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (~d & (1u << 22 | 1u << 24))) return false;
   __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
   return result == 0;
 }
@@ -7649,9 +7697,11 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const
   FT__TILES_START()
   for (; k > 0; k -= FT__STEPS, a += 3 * 512, b += 3 * 512) {
     FT__TILES_A(a)
-    FT__TILES_B(b + 2 * 512) FT__TILES_MULTIPLY() FT__TILES_B(b + 512) FT__TILES_MULTIPLY() FT__TILES_A(a + 512)
-        FT__TILES_MULTIPLY() FT__TILES_B(b) FT__TILES_MULTIPLY() FT__TILES_A(a + 2 * 512) FT__TILES_MULTIPLY()
-            FT__TILES_A(a) FT__TILES_MULTIPLY()
+    FT__TILES_B(b + 2 * 512)
+    FT__TILES_MULTIPLY()
+    FT__TILES_B(b + 512)
+    FT__TILES_MULTIPLY() FT__TILES_A(a + 512) FT__TILES_MULTIPLY() FT__TILES_B(b) FT__TILES_MULTIPLY()
+        FT__TILES_A(a + 2 * 512) FT__TILES_MULTIPLY() FT__TILES_A(a) FT__TILES_MULTIPLY()
   }
   FT__TILES_EACH(_tile_stored)
 }
@@ -7664,6 +7714,9 @@ static const ft__micro ft__micro_amx_3 = {32, 32, 3, 256, ft__tile_amx_3, ft__ti
 static const ft__micro *ft__micro_choose(const ft_context *context) {
 #ifdef FT__TILES
   if (context->has_tiles) return context->compute_dtype == FT_BF16 ? &ft__micro_amx_1 : &ft__micro_amx_3;
+#endif
+#ifdef FT__PAIRS
+  if (context->compute_dtype == FT_BF16) return &ft__micro_pairs;
 #endif
   (void)context;
   return &ft__micro_kernels[FT__INSTRUCTION_SET()];
@@ -9109,9 +9162,12 @@ FT_API const char *ft_cpu_instruction_set(void) {
 
 static void ft__kernels_choose(ft_context *context) {
 #if FT__FAST && defined(FT__TILES)
-  context->has_tiles = ft__instruction_set_best() == FT__AVX512 && ft__tiles_request();
+  context->has_tiles = ft__tiles_request();
 #endif
-  if (context->compute_dtype != FT_BF16 || context->has_tiles) return;
+#if FT__FAST && defined(FT__PAIRS)
+  context->has_pairs = ft__pairs_available();
+#endif
+  if (context->compute_dtype != FT_BF16 || context->has_pairs) return;
   context->compute_dtype = FT_F32;
   ft__log(context, FT_LOG_WARNING, "this processor has no instructions for bfloat16: computing in float32");
 }
@@ -9122,6 +9178,132 @@ FT_API const ft_backend *ft_backend_cpu(void) {
 #else
   return &ft__backend_plain;
 #endif
+}
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   A profile: a copy of the back end's table in which each function is replaced by one that calls it and notes the time.
+   Matrix products appear three times, as activations times weights and as their two gradients. */
+
+#define FT__PROFILED(X)                                                                                                \
+  X(zero, (ft_context * context, void *buffer, size_t bytes), (context, buffer, bytes),                                \
+    (double)bytes / (double)sizeof(ft_real))                                                                           \
+  X(unary, (ft_context * context, ft_unary kind, int64_t count, const ft_real *x, ft_real *y),                         \
+    (context, kind, count, x, y), 2 * (double)count)                                                                   \
+  X(unary_backward,                                                                                                    \
+    (ft_context * context, ft_unary kind, int64_t count, const ft_real *x, const ft_real *y, const ft_real *dy,        \
+     ft_real *dx, bool accumulate),                                                                                    \
+    (context, kind, count, x, y, dy, dx, accumulate), 3 * (double)count)                                               \
+  X(binary,                                                                                                            \
+    (ft_context * context, ft_binary kind, const int64_t *shape, const ft_real *a, const int64_t *a_stride,            \
+     const ft_real *b, const int64_t *b_stride, ft_real *y),                                                           \
+    (context, kind, shape, a, a_stride, b, b_stride, y), 3 * ft__profile_size(shape))                                  \
+  X(accumulate,                                                                                                        \
+    (ft_context * context, const int64_t *shape, ft_real scale, const ft_real *x, const int64_t *x_stride, ft_real *y, \
+     const int64_t *y_stride),                                                                                         \
+    (context, shape, scale, x, x_stride, y, y_stride), 3 * ft__profile_size(shape))                                    \
+  X(softmax, (ft_context * context, int64_t rows, int64_t columns, const ft_real *x, ft_real *y),                      \
+    (context, rows, columns, x, y), 2 * (double)(rows * columns))                                                      \
+  X(softmax_backward,                                                                                                  \
+    (ft_context * context, int64_t rows, int64_t columns, const ft_real *y, const ft_real *dy, ft_real *dx),           \
+    (context, rows, columns, y, dy, dx), 4 * (double)(rows * columns))                                                 \
+  X(column_sum, (ft_context * context, int64_t rows, int64_t columns, const ft_real *x, ft_real *sum),                 \
+    (context, rows, columns, x, sum), (double)(rows * columns))                                                        \
+  X(dropout,                                                                                                           \
+    (ft_context * context, int64_t count, const ft_dropout_mask *dropout, const ft_real *x, ft_real *y,                \
+     bool accumulate),                                                                                                 \
+    (context, count, dropout, x, y, accumulate), 2 * (double)count)                                                    \
+  X(layer_norm, (ft_context * context, const ft_layer_norm_call *call), (context, call),                               \
+    4 * (double)(call->rows * call->columns))                                                                          \
+  X(layer_norm_backward, (ft_context * context, const ft_layer_norm_call *call), (context, call),                      \
+    4 * (double)(call->rows * call->columns))                                                                          \
+  X(attention, (ft_context * context, const ft_attention_call *call), (context, call),                                 \
+    4 * (double)(call->tokens * call->heads * call->head_size))                                                        \
+  X(attention_backward, (ft_context * context, const ft_attention_call *call), (context, call),                        \
+    8 * (double)(call->tokens * call->heads * call->head_size))                                                        \
+  X(embedding, (ft_context * context, const ft_embedding_call *call), (context, call),                                 \
+    2 * (double)(call->tokens * call->columns))                                                                        \
+  X(embedding_backward, (ft_context * context, const ft_embedding_call *call), (context, call),                        \
+    3 * (double)(call->tokens * call->columns))                                                                        \
+  X(gather_rows,                                                                                                       \
+    (ft_context * context, int64_t count, int64_t columns, const int32_t *rows, const ft_real *x, ft_real *y),         \
+    (context, count, columns, rows, x, y), 2 * (double)(count * columns))                                              \
+  X(scatter_rows,                                                                                                      \
+    (ft_context * context, int64_t count, int64_t columns, const int32_t *rows, const ft_real *y, ft_real *x),         \
+    (context, count, columns, rows, y, x), 3 * (double)(count * columns))                                              \
+  X(cross_entropy, (ft_context * context, const ft_cross_entropy_call *call), (context, call),                         \
+    (double)(call->rows * call->columns))                                                                              \
+  X(cross_entropy_backward, (ft_context * context, const ft_cross_entropy_call *call), (context, call),                \
+    3 * (double)(call->rows * call->columns))                                                                          \
+  X(pointwise_loss, (ft_context * context, const ft_pointwise_loss_call *call), (context, call),                       \
+    2 * (double)call->count)                                                                                           \
+  X(pointwise_loss_backward, (ft_context * context, const ft_pointwise_loss_call *call), (context, call),              \
+    4 * (double)call->count)                                                                                           \
+  X(adamw, (ft_context * context, const ft_adamw_step *step), (context, step), 7 * (double)step->count)
+#define FT__PROFILE_INDEX(name, parameters, arguments, elements) FT__PROFILE_##name,
+enum {
+  FT__PROFILED(FT__PROFILE_INDEX) FT__PROFILE_sum_of_squares,
+  FT__PROFILE_matmul, /* and the two that follow */
+  FT__PROFILE_ENTRIES = FT__PROFILE_matmul + 3
+};
+
+typedef struct ft__profile {
+  const ft_backend *inner;
+  ft_backend table;
+  ft_profile_entry entries[FT__PROFILE_ENTRIES];
+} ft__profile;
+
+static void ft__profile_add(ft_context *context, int index, double start, double operations, double elements) {
+  ft_profile_entry *entry = &context->profile->entries[index];
+  ++entry->calls;
+  entry->seconds += ft_seconds() - start;
+  entry->operations += operations;
+  entry->bytes += elements * (double)sizeof(ft_real);
+}
+
+static double ft__profile_size(const int64_t *shape) { return (double)(shape[0] * shape[1] * shape[2] * shape[3]); }
+
+#define FT__PROFILE_FUNCTION(name, parameters, arguments, elements)   \
+  static void ft__profile_##name parameters {                         \
+    double start = ft_seconds();                                      \
+    context->profile->inner->name arguments;                          \
+    ft__profile_add(context, FT__PROFILE_##name, start, 0, elements); \
+  }
+FT__PROFILED(FT__PROFILE_FUNCTION)
+
+static double ft__profile_sum_of_squares(ft_context *context, int64_t count, const ft_real *x) {
+  double start = ft_seconds(), sum = context->profile->inner->sum_of_squares(context, count, x);
+  ft__profile_add(context, FT__PROFILE_sum_of_squares, start, 0, (double)count);
+  return sum;
+}
+
+static void ft__profile_matmul(ft_context *context, const ft_matmul_call *call) {
+  double start = ft_seconds(), m = (double)call->m, n = (double)call->n, k = (double)call->k;
+  int form = call->b_row == 1 ? 0 : call->a_row == 1 ? 2 : 1;
+  context->profile->inner->matmul(context, call);
+  ft__profile_add(context, FT__PROFILE_matmul + form, start, 2 * m * n * k, m * k + k * n + m * n);
+}
+
+FT_API ft_status ft_profile_begin(ft_context *context) {
+#define FT__PROFILE_NAME(name, parameters, arguments, elements) #name,
+  static const char *const names[] = {FT__PROFILED(FT__PROFILE_NAME) "sum_of_squares", "matmul x W^T", "matmul dz W",
+                                      "matmul dz^T x"};
+  ft__profile *profile;
+  int i;
+  if (context->profile) return FT_OK;
+  profile = (ft__profile *)ft__allocate_zero(context, sizeof *profile);
+  if (!profile) return context->status;
+  profile->inner = context->backend, profile->table = *context->backend;
+#define FT__PROFILE_SET(name, parameters, arguments, elements) profile->table.name = ft__profile_##name;
+  FT__PROFILED(FT__PROFILE_SET)
+  profile->table.sum_of_squares = ft__profile_sum_of_squares, profile->table.matmul = ft__profile_matmul;
+  for (i = 0; i < FT__PROFILE_ENTRIES; ++i) profile->entries[i].name = names[i];
+  context->profile = profile, context->backend = &profile->table;
+  return FT_OK;
+}
+
+FT_API const ft_profile_entry *ft_profile_entries(const ft_context *context, int *count) {
+  *count = context->profile ? (int)FT__PROFILE_ENTRIES : 0;
+  return context->profile ? context->profile->entries : NULL;
 }
 /* =====================================================================================================================
    >>tape: tensors, and reverse-mode automatic differentiation

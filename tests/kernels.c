@@ -138,22 +138,22 @@ static void test_matmul_nan(void) {
   }
 }
 
-#ifdef FT__TILES
-/* The matrix unit, for float32 in three pieces and for bfloat16: the other kernels do not use it. */
-static void test_tiles(void) {
-  int i, dtype;
-  if (!ft__tiles_request()) {
-    SKIP("no matrix unit in this processor");
-    return;
-  }
+/* bfloat16, with and without the matrix unit, and float32 in three pieces on it: the other kernels use none of these. */
+static void test_bfloat16(bool has_tiles) {
+  int i, tiles, dtype;
+  bool has_pairs = context[0]->has_pairs;
   test_set = -1;
-  for (dtype = 0; dtype < 2; ++dtype) {
-    for (i = 0; i < THREADS; ++i) context[i]->has_tiles = true, context[i]->compute_dtype = dtype ? FT_BF16 : FT_F32;
-    test_matmul();
-    test_matmul_nan();
-  }
+  for (tiles = 0; tiles < 2; ++tiles)
+    for (dtype = 0; dtype < 2; ++dtype) {
+      for (i = 0; i < THREADS; ++i) context[i]->has_tiles = tiles, context[i]->compute_dtype = dtype ? FT_BF16 : FT_F32;
+      if (tiles ? !has_tiles : !has_pairs) {
+        SKIP(tiles ? "no matrix unit in this processor" : "no products of bfloat16 in this processor");
+        continue;
+      }
+      test_matmul();
+      test_matmul_nan();
+    }
 }
-#endif
 
 /* What is asked for is given, or float32 with a warning. */
 static int warnings;
@@ -589,15 +589,41 @@ static void test_all(void) {
   test_adamw();
 }
 
+/* The profile counts calls, and hands on every one of them. */
+static void test_profile(void) {
+  const ft_profile_entry *entry;
+  ft_real x[70], y[70];
+  int i, count = 0;
+  int64_t calls = 0;
+  CHECK(ft_profile_entries(context[1], &count) == NULL && count == 0);
+  CHECK(ft_profile_begin(context[1]) == FT_OK && ft_profile_begin(context[1]) == FT_OK);
+  for (i = 0; i < 70; ++i) x[i] = (ft_real)i;
+  context[1]->backend->unary(context[1], FT_RELU, 70, x, y);
+  context[1]->backend->unary(context[1], FT_RELU, 70, x, y);
+  CHECK(y[69] == 69);
+  CHECK(context[1]->backend->sum_of_squares(context[1], 3, x) == 5);
+  entry = ft_profile_entries(context[1], &count);
+  CHECK(entry && count > 20);
+  for (i = 0; i < count; ++i) {
+    calls += entry[i].calls;
+    CHECK(entry[i].seconds >= 0 && (entry[i].calls > 0) == (entry[i].bytes > 0));
+    if (strcmp(entry[i].name, "unary") == 0)
+      CHECK(entry[i].calls == 2 && entry[i].bytes == (double)(4 * 70 * sizeof(ft_real)));
+  }
+  CHECK(calls == 3);
+}
+
 int main(void) {
   int i;
+  bool has_tiles = false;
   for (i = 0; i < THREADS; ++i) {
     ft_context_options options;
     memset(&options, 0, sizeof options);
     options.threads = i + 1;
     context[i] = ft_context_create(&options);
     CHECK(context[i] != NULL);
-    context[i]->has_tiles = false;
+    has_tiles = context[i]->has_tiles;
+    context[i]->has_tiles = false; /* the sums' order of the other kernels, until test_bfloat16 */
   }
   fast = ft_backend_cpu();
   printf("kernels: %s\n", ft_cpu_instruction_set());
@@ -606,12 +632,11 @@ int main(void) {
   test_compute_dtype();
 #if FT__FAST
   for (test_set = 0; test_set <= (int)ft__instruction_set_best(); ++test_set) test_all();
-#ifdef FT__TILES
-  test_tiles();
-#endif
 #else
   test_all();
 #endif
+  test_bfloat16(has_tiles);
+  test_profile();
   for (i = 0; i < THREADS; ++i) ft_context_free(context[i]);
   FINISH();
 }
