@@ -1021,6 +1021,7 @@ FT_API const ft_profile_entry *ft_profile_entries(const ft_context *context, int
 #include <io.h>
 #include <windows.h>
 #else
+#include <sys/mman.h>
 #include <unistd.h>
 #endif
 #ifndef FT_ASSERT
@@ -6792,6 +6793,18 @@ FT_API ft_status ft_tokenizer_save(ft_context *context, const ft_tokenizer *toke
    Memory. Blocks start at multiples of 64 bytes (a cache line, and the widest vector); the address that the allocator
    gave stands just before the block. */
 
+/* Linux gives pages of 2 MiB in place of 4 KiB to who asks for them: a step reads gigabytes, and the processor keeps the
+   places of few pages. 14 is its MADV_HUGEPAGE, a name that strict C hides. */
+static void ft__ask_large_pages(void *memory, size_t bytes) {
+#ifdef __linux__
+  uintptr_t unit = 65536, start = ((uintptr_t)memory + unit - 1) / unit * unit,
+            end = ((uintptr_t)memory + bytes) / unit * unit;
+  if (bytes >= (size_t)1 << 20) (void)posix_madvise((void *)start, end - start, 14);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 static void *ft__cpu_allocate(ft_context *context, size_t bytes) {
   char *original, *block;
   if (bytes > SIZE_MAX - 128) return NULL;
@@ -6800,6 +6813,7 @@ static void *ft__cpu_allocate(ft_context *context, size_t bytes) {
   block = original + sizeof(void *);
   block += (64 - (uintptr_t)block % 64) % 64;
   memcpy(block - sizeof(void *), &original, sizeof(void *));
+  ft__ask_large_pages(block, bytes);
   return block;
 }
 
@@ -6820,9 +6834,22 @@ static void ft__cpu_read(ft_context *context, const void *buffer, void *host, si
   if (bytes) memcpy(host, buffer, bytes);
 }
 
+typedef struct ft__zero_job {
+  char *buffer;
+  size_t bytes;
+} ft__zero_job;
+
+static void ft__zero_piece(void *argument, int64_t piece, int thread) {
+  const ft__zero_job *job = (const ft__zero_job *)argument;
+  size_t start = (size_t)piece << 20, left = job->bytes - start;
+  (void)thread;
+  memset(job->buffer + start, 0, left < (size_t)1 << 20 ? left : (size_t)1 << 20);
+}
+
 static void ft__cpu_zero(ft_context *context, void *buffer, size_t bytes) {
-  (void)context;
-  if (bytes) memset(buffer, 0, bytes);
+  ft__zero_job job;
+  job.buffer = (char *)buffer, job.bytes = bytes;
+  ft__parallel_for(context, (int64_t)((bytes + ((size_t)1 << 20) - 1) >> 20), ft__zero_piece, &job);
 }
 
 #if FT__FAST
@@ -7700,8 +7727,9 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const
     FT__TILES_B(b + 2 * 512)
     FT__TILES_MULTIPLY()
     FT__TILES_B(b + 512)
-    FT__TILES_MULTIPLY() FT__TILES_A(a + 512) FT__TILES_MULTIPLY() FT__TILES_B(b) FT__TILES_MULTIPLY()
-        FT__TILES_A(a + 2 * 512) FT__TILES_MULTIPLY() FT__TILES_A(a) FT__TILES_MULTIPLY()
+    FT__TILES_MULTIPLY()
+    FT__TILES_A(a + 512) FT__TILES_MULTIPLY() FT__TILES_B(b) FT__TILES_MULTIPLY() FT__TILES_A(a + 2 * 512)
+        FT__TILES_MULTIPLY() FT__TILES_A(a) FT__TILES_MULTIPLY()
   }
   FT__TILES_EACH(_tile_stored)
 }
@@ -9047,28 +9075,56 @@ typedef struct ft__adamw_job {
   ft__adamw_factors factors;
 } ft__adamw_job;
 
-FT__INLINE void ft__adamw_piece(void *argument, int64_t piece, int thread) {
-  const ft__adamw_job *job = (const ft__adamw_job *)argument;
-  const ft_adamw_step *step = job->step;
-  const ft__adamw_factors f = job->factors;
-  int64_t i = piece * FT__PIECE, end = ft__smaller(step->count, i + FT__PIECE);
-  float inverse_root = 1 / f.root;
-  (void)thread;
+enum { FT__ADAMW_BLOCK = 64 };
+
+/* Where gradient and moments are zero, as in the rows of a vocabulary that no text has used yet, the step comes down to
+   w (1 - lr wd): such blocks are not written, but for the weights. */
+FT__INLINE bool ft__adamw_is_decay(const ft_adamw_step *step, int64_t i) {
+  ft__word_lanes any = {0};
+  uint64_t word[8], all = 0;
+  int64_t j;
+  for (j = i; j < i + FT__ADAMW_BLOCK; j += FT__LANES)
+    any |= (ft__word_lanes) * (const ft__vector_memory *)(step->gradient + j) |
+           (ft__word_lanes) * (const ft__vector_memory *)(step->first_moment + j) |
+           (ft__word_lanes) * (const ft__vector_memory *)(step->second_moment + j);
+  memcpy(word, &any, sizeof word);
+  for (j = 0; j < 8; ++j) all |= word[j];
+  return all == 0;
+}
+
+FT__INLINE void ft__adamw_block(const ft_adamw_step *step, const ft__adamw_factors *f, float inverse_root, int64_t i,
+                                int64_t end) {
   for (; i < end; i += FT__LANES) {
     ft__vector g, w, m, v, root;
     ft__load(&g, step->gradient + i, end - i);
     ft__load(&w, step->weight + i, end - i);
     ft__load(&m, step->first_moment + i, end - i);
     ft__load(&v, step->second_moment + i, end - i);
-    g = g * f.gradient_scale;
-    m = m + (g - m) * f.first;
-    v = v * f.second + g * g * f.second_new;
+    g = g * f->gradient_scale;
+    m = m + (g - m) * f->first;
+    v = v * f->second + g * g * f->second_new;
     root = v;
     ft__vector_sqrt(&root);
-    w = w * f.decay - m * f.step / (root * inverse_root + f.epsilon);
+    w = w * f->decay - m * f->step / (root * inverse_root + f->epsilon);
     ft__store(step->weight + i, &w, end - i);
     ft__store(step->first_moment + i, &m, end - i);
     ft__store(step->second_moment + i, &v, end - i);
+  }
+}
+
+FT__INLINE void ft__adamw_piece(void *argument, int64_t piece, int thread) {
+  const ft__adamw_job *job = (const ft__adamw_job *)argument;
+  const ft_adamw_step *step = job->step;
+  const ft__adamw_factors f = job->factors;
+  int64_t i = piece * FT__PIECE, j, end = ft__smaller(step->count, i + FT__PIECE);
+  (void)thread;
+  for (; i < end; i += FT__ADAMW_BLOCK) {
+    if (f.epsilon > 0 && i + FT__ADAMW_BLOCK <= end && ft__adamw_is_decay(step, i)) {
+      for (j = i; f.decay < 1 && j < i + FT__ADAMW_BLOCK; j += FT__LANES)
+        *(ft__vector_memory *)(step->weight + j) *= f.decay;
+    } else {
+      ft__adamw_block(step, &f, 1 / f.root, i, ft__smaller(end, i + FT__ADAMW_BLOCK));
+    }
   }
 }
 FT__TASKS(ft__adamw_piece)
@@ -9161,6 +9217,7 @@ FT_API const char *ft_cpu_instruction_set(void) {
 }
 
 static void ft__kernels_choose(ft_context *context) {
+  ft__ask_large_pages(context->scratch, FT__SCRATCH_BYTES * (size_t)context->threads);
 #if FT__FAST && defined(FT__TILES)
   context->has_tiles = ft__tiles_request();
 #endif

@@ -554,6 +554,29 @@ static void test_adamw(void) {
   }
 }
 
+/* Blocks that only decay get the same bits as in steps too short for such blocks. */
+static void test_adamw_zero_blocks(void) {
+  enum { COUNT = 1280, SHORT = 40 };
+  static ft_real array[2][4][COUNT];
+  int i, j, copy;
+  for (i = 0; i < COUNT; ++i) {
+    bool zero = (i / 64) % 3 == 1 || (i / 64 == 6 && i % 64 != 9);
+    for (j = 0; j < 4; ++j) array[0][j][i] = array[1][j][i] = j > 0 && zero ? 0 : random_real();
+    array[0][3][i] = array[1][3][i] = (ft_real)fabs((double)array[0][3][i]);
+  }
+  for (copy = 0; copy < 2; ++copy)
+    for (i = 0; i < COUNT; i += copy ? SHORT : COUNT) {
+      ft_adamw_step step;
+      memset(&step, 0, sizeof step);
+      step.count = copy ? SHORT : COUNT, step.weight = &array[copy][0][i], step.gradient = &array[copy][1][i];
+      step.first_moment = &array[copy][2][i], step.second_moment = &array[copy][3][i];
+      step.gradient_scale = 0.7, step.learning_rate = 1e-3, step.beta1 = 0.9, step.beta2 = 0.999, step.epsilon = 1e-8;
+      step.weight_decay = 0.01, step.step = 5;
+      fast->adamw(context[1], &step);
+    }
+  CHECK(memcmp(array[0], array[1], sizeof array[0]) == 0);
+}
+
 static void test_memory(void) {
   int i;
   for (i = 0; i < 100; i += 7) {
@@ -566,6 +589,15 @@ static void test_memory(void) {
     CHECK(memcmp(written, seen, (size_t)i) == 0);
     fast->zero(context[0], block, (size_t)i);
     fast->release(context[0], block);
+  }
+  for (i = 0; i < 3; ++i) { /* zeroed in pieces */
+    size_t j, bytes = ((size_t)3 << 20) + (size_t)i * 5 - 5, wrong = 0;
+    char *block = (char *)fast->allocate(context[2], bytes + 1);
+    memset(block, 1, bytes + 1);
+    fast->zero(context[2], block, bytes);
+    for (j = 0; j < bytes; ++j) wrong += block[j] != 0;
+    CHECK(wrong == 0 && block[bytes] == 1);
+    fast->release(context[2], block);
   }
   CHECK(fast->allocate(context[0], SIZE_MAX) == NULL);
   fast->release(context[0], NULL);
@@ -587,6 +619,7 @@ static void test_all(void) {
   test_accumulate();
   test_losses();
   test_adamw();
+  test_adamw_zero_blocks();
 }
 
 /* The profile counts calls, and hands on every one of them. */
