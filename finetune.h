@@ -7592,37 +7592,43 @@ FT__INLINE void ft__vector_round_bfloat16(const ft__vector *x, ft__word_lanes *r
   *rounded = (bits + (((bits >> 16 & 1u) + 0x7FFFu) & number)) & 0xFFFF0000u;
 }
 
-/* All panels of `lines` lines, from x[i * line_stride + p * step] for line i, p < count. */
+/* One block of `lines` lines and `steps` steps from x[i * line_stride + p * step]. */
+FT__INLINE void ft__pack_block(float *packed, int width, bool is_a, int pieces, const float *x, int64_t line_stride,
+                               int64_t lines, int64_t step, int64_t steps) {
+  float block[FT__STEPS * FT__TILE_ROWS];
+  int64_t word, size = width * (FT__STEPS / 2);
+  int piece;
+  if (lines < width || steps < FT__STEPS) memset(block, 0, sizeof block);
+  if (is_a)
+    ft__pack(block, FT__STEPS, x, step, steps, line_stride, lines);
+  else
+    ft__pack(block, width, x, line_stride, lines, step, steps);
+  for (word = 0; word < size; word += FT__LANES) {
+    const float *low = block + (is_a ? 2 * word : word);
+    ft__vector v = *(const ft__vector_memory *)low;
+    ft__vector w = *(const ft__vector_memory *)(low + (is_a ? (int64_t)FT__LANES : size));
+    for (piece = 0; piece < pieces; ++piece) {
+      ft__word_lanes v_rounded, w_rounded;
+      ft__vector_round_bfloat16(&v, &v_rounded);
+      ft__vector_round_bfloat16(&w, &w_rounded);
+      *(ft__vector_memory *)(packed + piece * size + word) = (ft__vector)(v_rounded >> 16 | w_rounded);
+      v = v - (ft__vector)v_rounded;
+      w = w - (ft__vector)w_rounded;
+    }
+  }
+}
+
+/* All panels of `lines` lines, p < count; memory in order, as in ft__pack_all. */
 FT__INLINE void ft__pack_pieces(float *packed, int width, bool is_a, int pieces, const float *x, int64_t line_stride,
                                 int64_t lines, int64_t step, int64_t count) {
-  float block[FT__STEPS * FT__TILE_ROWS];
-  int64_t i, p, word, size = width * (FT__STEPS / 2);
-  int piece;
-  for (i = 0; i < lines; i += width)
-    for (p = 0; p < count; p += FT__STEPS, packed += pieces * size) {
-      int64_t block_lines = ft__smaller(width, lines - i), steps = ft__smaller(FT__STEPS, count - p);
-      const float *from = x + i * line_stride + p * step;
-      if (block_lines < width || steps < FT__STEPS) memset(block, 0, sizeof block);
-      if (is_a)
-        ft__pack(block, FT__STEPS, from, step, steps, line_stride, block_lines);
-      else
-        ft__pack(block, width, from, line_stride, block_lines, step, steps);
-      for (word = 0; word < size; word += FT__LANES) {
-        const float *low = block + (is_a ? 2 * word : word);
-        ft__vector v = *(const ft__vector_memory *)low;
-        ft__vector w = *(const ft__vector_memory *)(low + (is_a ? (int64_t)FT__LANES : size));
-        for (piece = 0; piece < pieces; ++piece) {
-          ft__word_lanes v_rounded, w_rounded;
-          ft__vector words;
-          ft__vector_round_bfloat16(&v, &v_rounded);
-          ft__vector_round_bfloat16(&w, &w_rounded);
-          words = (ft__vector)(v_rounded >> 16 | w_rounded);
-          *(ft__vector_memory *)(packed + piece * size + word) = words;
-          v = v - (ft__vector)v_rounded;
-          w = w - (ft__vector)w_rounded;
-        }
-      }
-    }
+  int64_t i, p, first, slab = step == 1 ? count : (int64_t)FT__STEPS, size = pieces * width * (FT__STEPS / 2);
+  int64_t blocks = ft__pieces(count, FT__STEPS);
+  for (first = 0; first < count; first += slab)
+    for (i = 0; i < lines; i += width)
+      for (p = first; p < ft__smaller(first + slab, count); p += FT__STEPS)
+        ft__pack_block(packed + (i / width * blocks + p / FT__STEPS) * size, width, is_a, pieces,
+                       x + i * line_stride + p * step, line_stride, ft__smaller(width, lines - i), step,
+                       ft__smaller(FT__STEPS, count - p));
 }
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
@@ -7728,8 +7734,9 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const
     FT__TILES_MULTIPLY()
     FT__TILES_B(b + 512)
     FT__TILES_MULTIPLY()
-    FT__TILES_A(a + 512) FT__TILES_MULTIPLY() FT__TILES_B(b) FT__TILES_MULTIPLY() FT__TILES_A(a + 2 * 512)
-        FT__TILES_MULTIPLY() FT__TILES_A(a) FT__TILES_MULTIPLY()
+    FT__TILES_A(a + 512)
+    FT__TILES_MULTIPLY() FT__TILES_B(b) FT__TILES_MULTIPLY() FT__TILES_A(a + 2 * 512) FT__TILES_MULTIPLY()
+        FT__TILES_A(a) FT__TILES_MULTIPLY()
   }
   FT__TILES_EACH(_tile_stored)
 }
