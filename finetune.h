@@ -987,8 +987,8 @@ typedef struct ft_profile_entry { /* what the calls of one of the back end's fun
       bytes; /* operations: multiplications and additions of products; bytes: read and written */
 } ft_profile_entry;
 
-/* From here on, times what the context's back end does; entries holds the sums so far, and is NULL before. For a back end
-   that works behind the caller's back, seconds are those of starting its work. */
+/* From here on, times what the context's back end does; entries holds the sums so far, and is NULL before. A back end
+   that returns before its work is done is charged with the starting alone. */
 FT_API ft_status ft_profile_begin(ft_context *context);
 FT_API const ft_profile_entry *ft_profile_entries(const ft_context *context, int *count);
 
@@ -6793,8 +6793,8 @@ FT_API ft_status ft_tokenizer_save(ft_context *context, const ft_tokenizer *toke
    Memory. Blocks start at multiples of 64 bytes (a cache line, and the widest vector); the address that the allocator
    gave stands just before the block. */
 
-/* Linux gives pages of 2 MiB in place of 4 KiB to who asks for them: a step reads gigabytes, and the processor keeps the
-   places of few pages. 14 is its MADV_HUGEPAGE, a name that strict C hides. */
+/* Linux gives pages of 2 MiB in place of 4 KiB to who asks for them: a step reads gigabytes, and the processor keeps
+   the places of few pages. 14 is its MADV_HUGEPAGE, a name that strict C hides. */
 static void ft__ask_large_pages(void *memory, size_t bytes) {
 #ifdef __linux__
   uintptr_t unit = 65536, start = ((uintptr_t)memory + unit - 1) / unit * unit,
@@ -7565,16 +7565,15 @@ static void ft__pack_all(float *packed, int width, const float *x, int64_t line_
                ft__smaller(width, lines - i), step, ft__smaller(slab, count - p));
 }
 
-/* ---- bfloat16 and the matrix unit. Some processors multiply pairs of bfloat16 numbers and add them up in float32, 2 to
-   16 times as fast as float32 numbers: AVX-512 BF16 a pair in each lane, AMX whole tiles of 16 x 16 sums. With one piece,
-   x is rounded to bfloat16 while it is packed. Three pieces hold a float32 number as it is,
+/* ---- bfloat16 and the matrix unit. Some processors multiply pairs of bfloat16 numbers and add them up in float32, 2
+   to 16 times as fast as float32 numbers: AVX-512 BF16 a pair in each lane, AMX whole tiles of 16 x 16 sums. With one
+   piece, x is rounded to bfloat16 while it is packed. Three pieces hold a float32 number as it is,
 
        x = x1 + x2 + x3,   x1 = bfloat16(x),   x2 = bfloat16(x - x1),   x3 = bfloat16(x - x1 - x2),
 
    8 of its 24 bits each, and the six products  x y = x1 y1 + (x1 y2 + x2 y1) + (x1 y3 + x2 y2 + x3 y1)  leave out less
-   than 2^-23 of |x y|, as much as float32 arithmetic does: six times the work, which AMX does in two thirds of the time.
-   (Below 1e-33, where x3 is less than any normal number, precision goes down to bfloat16's; beyond 3.39e38 there is
-   infinity.)
+   than 2^-25 of |x y|, less than float32 arithmetic does: six times the work, which AMX does in two thirds of the time.
+   (Numbers below 1e-33, whose x3 is not a normal number, lose bits; above 3.39e38 there is no finite x1.)
 
    Panels are cut in blocks of 32 steps of k, the last one filled up with zeros. A 32-bit word holds steps p and p + 16
    of a line, p < 16. A's block is [pieces][rows][16 words]; B's is [pieces][16 words][columns]. */

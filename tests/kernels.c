@@ -138,7 +138,7 @@ static void test_matmul_nan(void) {
   }
 }
 
-/* bfloat16, with and without the matrix unit, and float32 in three pieces on it: the other kernels use none of these. */
+/* bfloat16, with and without the matrix unit, and float32 in three pieces on it: no other kernel uses these. */
 static void test_bfloat16(bool has_tiles) {
   int i, tiles, dtype;
   bool has_pairs = context[0]->has_pairs;
