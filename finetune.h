@@ -140,6 +140,8 @@ typedef struct ft_allocator {
   void *user_data;
 } ft_allocator;
 
+typedef enum ft_dtype { FT_F32 = 0, FT_BF16, FT_I32, FT_F16, FT_F64, FT_I64, FT_U8 } ft_dtype;
+
 typedef enum ft_log_level { FT_LOG_INFO = 0, FT_LOG_WARNING } ft_log_level;
 
 typedef struct ft_context_options {
@@ -148,6 +150,10 @@ typedef struct ft_context_options {
   void *log_user_data;
   int threads;               /* 0: one per processor; 1: the caller's alone */
   const ft_backend *backend; /* NULL: this processor */
+  /* FT_F32; FT_BF16: mixed precision. Products of matrices round their operands to bfloat16 (a float's upper half) and
+     add in float32; weights, sums, all other operations and the optimizer stay float32. A processor without
+     instructions for it computes in float32, and the log says so. */
+  ft_dtype compute_dtype;
 } ft_context_options;
 
 /* Makes a context; options may be NULL. Returns NULL only when memory is short or the allocator has one hook of two. */
@@ -161,6 +167,7 @@ FT_API ft_status ft_error_status(const ft_context *context);
 /* Records an error as the library's own functions do, for code built on it; returns status. */
 FT_API ft_status ft_error_set(ft_context *context, ft_status status, const char *message);
 FT_API int ft_context_threads(const ft_context *context);
+FT_API ft_dtype ft_context_compute_dtype(const ft_context *context); /* what it computes in: FT_F32 or FT_BF16 */
 /* Which kernels this processor gets: "AVX-512", "AVX2", "NEON" or "plain C". */
 FT_API const char *ft_cpu_instruction_set(void);
 
@@ -216,7 +223,6 @@ FT_API const ft_json *ft_json_get(const ft_json *object, const char *key);
    Checked before anything is believed: header size against the file, offsets against shape and dtype, overlaps, gaps,
    overflow, duplicate names. Sharded models (model.safetensors.index.json) appear as one. */
 
-typedef enum ft_dtype { FT_F32 = 0, FT_BF16, FT_I32, FT_F16, FT_F64, FT_I64, FT_U8 } ft_dtype;
 FT_API const char *ft_dtype_name(ft_dtype dtype); /* "F32", ... as safetensors writes it */
 FT_API size_t ft_dtype_size(ft_dtype dtype);      /* bytes of one element */
 
@@ -1049,6 +1055,18 @@ struct ft_backend {
 /* The processor's own back end: a full table that another one may borrow from. */
 FT_API const ft_backend *ft_backend_cpu(void);
 
+typedef struct ft_profile_entry { /* what the calls of one of the back end's functions have taken */
+  const char *name;
+  int64_t calls;
+  double seconds, operations,
+      bytes; /* operations: multiplications and additions of products; bytes: read and written */
+} ft_profile_entry;
+
+/* From here on, times what the context's back end does; entries holds the sums so far, and is NULL before. A back end
+   that returns before its work is done is charged with the starting alone. */
+FT_API ft_status ft_profile_begin(ft_context *context);
+FT_API const ft_profile_entry *ft_profile_entries(const ft_context *context, int *count);
+
 #ifdef __cplusplus
 }
 #endif
@@ -1078,6 +1096,7 @@ FT_API const ft_backend *ft_backend_cpu(void);
 #include <io.h>
 #include <windows.h>
 #else
+#include <sys/mman.h>
 #include <unistd.h>
 #endif
 #ifndef FT_ASSERT
@@ -1123,8 +1142,11 @@ struct ft_context {
   void (*log)(void *user_data, ft_log_level level, const char *message);
   void *log_user_data;
   const ft_backend *backend;
+  struct ft__profile *profile; /* NULL: not asked for */
   ft__pool *pool;
   int threads;
+  ft_dtype compute_dtype;
+  bool has_pairs, has_tiles; /* the processor's instructions for bfloat16: see >>kernels */
   ft__arena host_arena, backend_arena;
   ft__tape *tape;
   int no_grad;          /* depth of ft_no_grad_begin */
@@ -1632,8 +1654,10 @@ static void *ft__scratch(ft_context *context, int thread) {
 }
 
 FT_API int ft_context_threads(const ft_context *context) { return context->threads; }
+FT_API ft_dtype ft_context_compute_dtype(const ft_context *context) { return context->compute_dtype; }
 
 static void ft__tape_free(ft_context *context);
+static void ft__kernels_choose(ft_context *context);
 
 FT_API void ft_context_free(ft_context *context) {
   if (!context) return;
@@ -1642,6 +1666,7 @@ FT_API void ft_context_free(ft_context *context) {
   ft__arena_free(context, &context->host_arena);
   ft__arena_free(context, &context->backend_arena);
   ft__release(context, context->scratch);
+  ft__release(context, context->profile);
   ft__release(context, context);
 }
 
@@ -1664,6 +1689,7 @@ FT_API ft_context *ft_context_create(const ft_context_options *options) {
   context->log_user_data = none.log_user_data;
   context->backend = none.backend ? none.backend : ft_backend_cpu();
   context->backend_arena.on_backend = true;
+  context->compute_dtype = none.compute_dtype;
   context->threads = 1;
   if (!ft__pool_create(context, none.threads > 0 ? none.threads : ft__processors())) {
     ft_context_free(context);
@@ -1677,6 +1703,7 @@ FT_API ft_context *ft_context_create(const ft_context_options *options) {
     ft_context_free(context);
     return NULL;
   }
+  ft__kernels_choose(context);
   return context;
 }
 
@@ -8945,6 +8972,18 @@ FT_API ft_status ft_tokenizer_save(ft_context *context, const ft_tokenizer *toke
    Memory. Blocks start at multiples of 64 bytes (a cache line, and the widest vector); the address that the allocator
    gave stands just before the block. */
 
+/* Linux gives pages of 2 MiB in place of 4 KiB to who asks for them: a step reads gigabytes, and the processor keeps
+   the places of few pages. 14 is its MADV_HUGEPAGE, a name that strict C hides. */
+static void ft__ask_large_pages(void *memory, size_t bytes) {
+#ifdef __linux__
+  uintptr_t unit = 65536, start = ((uintptr_t)memory + unit - 1) / unit * unit,
+            end = ((uintptr_t)memory + bytes) / unit * unit;
+  if (bytes >= (size_t)1 << 20) (void)posix_madvise((void *)start, end - start, 14);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 static void *ft__cpu_allocate(ft_context *context, size_t bytes) {
   char *original, *block;
   if (bytes > SIZE_MAX - 128) return NULL;
@@ -8953,6 +8992,7 @@ static void *ft__cpu_allocate(ft_context *context, size_t bytes) {
   block = original + sizeof(void *);
   block += (64 - (uintptr_t)block % 64) % 64;
   memcpy(block - sizeof(void *), &original, sizeof(void *));
+  ft__ask_large_pages(block, bytes);
   return block;
 }
 
@@ -8973,9 +9013,22 @@ static void ft__cpu_read(ft_context *context, const void *buffer, void *host, si
   if (bytes) memcpy(host, buffer, bytes);
 }
 
+typedef struct ft__zero_job {
+  char *buffer;
+  size_t bytes;
+} ft__zero_job;
+
+static void ft__zero_piece(void *argument, int64_t piece, int thread) {
+  const ft__zero_job *job = (const ft__zero_job *)argument;
+  size_t start = (size_t)piece << 20, left = job->bytes - start;
+  (void)thread;
+  memset(job->buffer + start, 0, left < (size_t)1 << 20 ? left : (size_t)1 << 20);
+}
+
 static void ft__cpu_zero(ft_context *context, void *buffer, size_t bytes) {
-  (void)context;
-  if (bytes) memset(buffer, 0, bytes);
+  ft__zero_job job;
+  job.buffer = (char *)buffer, job.bytes = bytes;
+  ft__parallel_for(context, (int64_t)((bytes + ((size_t)1 << 20) - 1) >> 20), ft__zero_piece, &job);
 }
 
 #if FT__FAST
@@ -9531,15 +9584,30 @@ static void ft__softmax_backward_plain(ft_context *context, int64_t rows, int64_
    Matrix multiplication, C [m, n] (+)= activation(A [m, k] B [k, n] + bias [n]). With strides, the same function gives
    y = x W^T + b, its input gradient dx = dy W and its weight gradient dW += dy^T x. */
 
+/* bfloat16: the upper 16 bits of a float, rounded to the nearest, ties to even. */
+static double ft__round_bfloat16(double x) {
+  float value = (float)x;
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7FFFFFFF) <= 0x7F800000) bits += 0x7FFF + (bits >> 16 & 1);
+  bits &= 0xFFFF0000u;
+  memcpy(&value, &bits, sizeof bits);
+  return (double)value;
+}
+
+static double ft__operand(const ft_context *context, ft_real x) {
+  return context->compute_dtype == FT_BF16 ? ft__round_bfloat16((double)x) : (double)x;
+}
+
 static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
   int64_t i, j, p;
-  (void)context;
   for (i = 0; i < call->m; ++i)
     for (j = 0; j < call->n; ++j) {
       const ft_real *a = call->a + i * call->a_row, *b = call->b + j * call->b_column;
       ft_real *c = call->c + i * call->c_row + j;
       double sum = call->bias ? (double)call->bias[j] : 0;
-      for (p = 0; p < call->k; ++p) sum += (double)a[p * call->a_column] * (double)b[p * call->b_row];
+      for (p = 0; p < call->k; ++p)
+        sum += ft__operand(context, a[p * call->a_column]) * ft__operand(context, b[p * call->b_row]);
       if (call->before) call->before[i * call->c_row + j] = (ft_real)sum;
       if (call->accumulate)
         *c += (ft_real)sum;
@@ -9562,15 +9630,19 @@ static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
 
 typedef struct ft__micro { /* the micro-kernel of one instruction set */
   int rows, columns;
+  int pieces;  /* of bfloat16 that a number is packed as (see below); 0: it is packed as it is */
+  int k_block; /* how much of k is packed at a time */
   void (*tile)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add); /* c (+)= a b */
+  void (*begin)(void), (*end)(void); /* around tiles, or NULL */
 } ft__micro;
 
-enum { FT__TILE_ROWS = 14, FT__TILE_COLUMNS = 32 }; /* the largest of all sets */
+enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets */
 
 /* Two vectors V of each row of C are two variables each: an array might be left in memory. */
 #define FT__REPEAT_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
 #define FT__REPEAT_8(X) FT__REPEAT_6(X) X(6) X(7)
-#define FT__REPEAT_14(X) FT__REPEAT_8(X) X(8) X(9) X(10) X(11) X(12) X(13)
+#define FT__REPEAT_12(X) FT__REPEAT_8(X) X(8) X(9) X(10) X(11)
+#define FT__REPEAT_14(X) FT__REPEAT_12(X) X(12) X(13)
 #define FT__TILE_START(i)                 \
   V sum##i##_0 = zero, sum##i##_1 = zero; \
   __builtin_prefetch(c + i * c_row), __builtin_prefetch(c + i * c_row + lanes);
@@ -9622,17 +9694,18 @@ static inline void ft__transpose_4x4(const float *x, int64_t x_row, float *y, in
   *(ft__quad_memory *)(y + 3 * y_row) = FT__SHUFFLE(ab23, cd23, 2, 3, 6, 7);
 }
 
-/* y[p * y_row + i] = x[i * x_row + p] for i < lines, p < count */
+/* y[p * y_row + i] = x[i * x_row + p] for i < lines, p < count. A cache line of x is used up at once, and that of the
+   next panel asked for: x often comes from memory, and its lines lie too far apart for the processor to foresee. */
 static void ft__transpose(const float *x, int64_t x_row, float *y, int64_t y_row, int64_t lines, int64_t count) {
-  int64_t i, p, quads = lines >= 4 ? count / 4 * 4 : 0;
-  for (p = 0; p < quads; p += 4) {
-    for (i = 0; i + 4 <= lines; i += 4) ft__transpose_4x4(x + i * x_row + p, x_row, y + p * y_row + i, y_row);
-    if (i < lines) { /* the last four lines, some of them once more */
-      i = lines - 4;
-      ft__transpose_4x4(x + i * x_row + p, x_row, y + p * y_row + i, y_row);
+  int64_t i, p, q, whole = lines >= 4 ? count / 4 * 4 : 0;
+  for (p = 0; p < whole; p += 16)
+    for (i = 0; i < lines; i += 4) {
+      const float *from = x + ft__smaller(i, lines - 4) * x_row + p; /* the last four lines, some of them once more */
+      float *to = y + p * y_row + ft__smaller(i, lines - 4);
+      for (q = 0; q < 4; ++q) __builtin_prefetch(from + (y_row + q) * x_row);
+      for (q = 0; q < ft__smaller(16, whole - p); q += 4) ft__transpose_4x4(from + q, x_row, to + q * y_row, y_row);
     }
-  }
-  for (; p < count; ++p)
+  for (p = whole; p < count; ++p)
     for (i = 0; i < lines; ++i) y[p * y_row + i] = x[i * x_row + p];
 }
 
@@ -9657,29 +9730,226 @@ static void ft__pack(float *packed, int width, const float *x, int64_t line_stri
 FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 6)
 FT__TILE(ft__tile_avx2, FT__ATTRIBUTES_AVX2, 32, 6)
 FT__TILE(ft__tile_avx512, FT__ATTRIBUTES_AVX512, 64, 14)
-static const ft__micro ft__micro_kernels[] = {
-    {6, 8, ft__tile_generic}, {6, 16, ft__tile_avx2}, {14, 32, ft__tile_avx512}};
+static const ft__micro ft__micro_kernels[] = {{6, 8, 0, 256, ft__tile_generic, NULL, NULL},
+                                              {6, 16, 0, 256, ft__tile_avx2, NULL, NULL},
+                                              {14, 32, 0, 256, ft__tile_avx512, NULL, NULL}};
 #else
 FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 8)
-static const ft__micro ft__micro_kernels[] = {{8, 8, ft__tile_generic}};
+static const ft__micro ft__micro_kernels[] = {{8, 8, 0, 256, ft__tile_generic, NULL, NULL}};
 #endif
 
-/* All panels of `lines` lines. */
+/* All panels of `lines` lines. Where lines lie side by side, a few steps of all panels at a time: memory in order. */
 static void ft__pack_all(float *packed, int width, const float *x, int64_t line_stride, int64_t lines, int64_t step,
                          int64_t count) {
-  int64_t i;
-  for (i = 0; i < lines; i += width, packed += width * count)
-    ft__pack(packed, width, x + i * line_stride, line_stride, ft__smaller(width, lines - i), step, count);
+  int64_t i, p, slab = step == 1 ? count : 8;
+  for (p = 0; p < count; p += slab)
+    for (i = 0; i < lines; i += width)
+      ft__pack(packed + i * count + p * width, width, x + i * line_stride + p * step, line_stride,
+               ft__smaller(width, lines - i), step, ft__smaller(slab, count - p));
 }
 
-/* c [m, n] (+)= a b from packed panels. Tiles that hang over the edge of c are computed beside it. */
+/* ---- bfloat16 and the matrix unit. Some processors multiply pairs of bfloat16 numbers and add them up in float32, 2
+   to 16 times as fast as float32 numbers: AVX-512 BF16 a pair in each lane, AMX whole tiles of 16 x 16 sums. With one
+   piece, x is rounded to bfloat16 while it is packed. Three pieces hold a float32 number as it is,
+
+       x = x1 + x2 + x3,   x1 = bfloat16(x),   x2 = bfloat16(x - x1),   x3 = bfloat16(x - x1 - x2),
+
+   8 of its 24 bits each, and the six products  x y = x1 y1 + (x1 y2 + x2 y1) + (x1 y3 + x2 y2 + x3 y1)  leave out less
+   than 2^-25 of |x y|, less than float32 arithmetic does: six times the work, which AMX does in two thirds of the time.
+   (Numbers below 1e-33, whose x3 is not a normal number, lose bits; above 3.39e38 there is no finite x1.)
+
+   Panels are cut in blocks of 32 steps of k, the last one filled up with zeros. A 32-bit word holds steps p and p + 16
+   of a line, p < 16. A's block is [pieces][rows][16 words]; B's is [pieces][16 words][columns]. */
+enum { FT__STEPS = 32 };
+
+/* How many floats a line of a panel takes. */
+static int64_t ft__packed_line(const ft__micro *micro, int64_t k) {
+  return micro->pieces ? ft__pieces(k, FT__STEPS) * (FT__STEPS / 2) * micro->pieces : k;
+}
+
+/* rounded = bfloat16(x), as a float */
+FT__INLINE void ft__vector_round_bfloat16(const ft__vector *x, ft__word_lanes *rounded) {
+  ft__word_lanes bits = (ft__word_lanes)*x;
+  ft__word_lanes number = ~(ft__word_lanes)((0x7F800000 - ((ft__integers)bits & 0x7FFFFFFF)) >> 31); /* not a NaN */
+  *rounded = (bits + (((bits >> 16 & 1u) + 0x7FFFu) & number)) & 0xFFFF0000u;
+}
+
+/* One block of `lines` lines and `steps` steps from x[i * line_stride + p * step]. */
+FT__INLINE void ft__pack_block(float *packed, int width, bool is_a, int pieces, const float *x, int64_t line_stride,
+                               int64_t lines, int64_t step, int64_t steps) {
+  float block[FT__STEPS * FT__TILE_ROWS];
+  int64_t word, size = width * (FT__STEPS / 2);
+  int piece;
+  if (lines < width || steps < FT__STEPS) memset(block, 0, sizeof block);
+  if (is_a)
+    ft__pack(block, FT__STEPS, x, step, steps, line_stride, lines);
+  else
+    ft__pack(block, width, x, line_stride, lines, step, steps);
+  for (word = 0; word < size; word += FT__LANES) {
+    const float *low = block + (is_a ? 2 * word : word);
+    ft__vector v = *(const ft__vector_memory *)low;
+    ft__vector w = *(const ft__vector_memory *)(low + (is_a ? (int64_t)FT__LANES : size));
+    for (piece = 0; piece < pieces; ++piece) {
+      ft__word_lanes v_rounded, w_rounded;
+      ft__vector_round_bfloat16(&v, &v_rounded);
+      ft__vector_round_bfloat16(&w, &w_rounded);
+      *(ft__vector_memory *)(packed + piece * size + word) = (ft__vector)(v_rounded >> 16 | w_rounded);
+      v = v - (ft__vector)v_rounded;
+      w = w - (ft__vector)w_rounded;
+    }
+  }
+}
+
+/* All panels of `lines` lines, p < count; memory in order, as in ft__pack_all. */
+FT__INLINE void ft__pack_pieces(float *packed, int width, bool is_a, int pieces, const float *x, int64_t line_stride,
+                                int64_t lines, int64_t step, int64_t count) {
+  int64_t i, p, first, slab = step == 1 ? count : (int64_t)FT__STEPS, size = pieces * width * (FT__STEPS / 2);
+  int64_t blocks = ft__pieces(count, FT__STEPS);
+  for (first = 0; first < count; first += slab)
+    for (i = 0; i < lines; i += width)
+      for (p = first; p < ft__smaller(first + slab, count); p += FT__STEPS)
+        ft__pack_block(packed + (i / width * blocks + p / FT__STEPS) * size, width, is_a, pieces,
+                       x + i * line_stride + p * step, line_stride, ft__smaller(width, lines - i), step,
+                       ft__smaller(FT__STEPS, count - p));
+}
+
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#include <cpuid.h>
+#include <immintrin.h>
+#define FT__PAIRS 1
+
+static bool ft__pairs_available(void) {
+  unsigned a, b, c, d;
+  return ft__instruction_set_best() == FT__AVX512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
+#define FT__PAIRS_STEP(i)                                                    \
+  {                                                                          \
+    __m512bh a_i = (__m512bh)_mm512_set1_ps(a[i * (FT__STEPS / 2) + word]);  \
+    sum##i##_0 = (V)_mm512_dpbf16_ps((__m512)sum##i##_0, a_i, (__m512bh)b0); \
+    sum##i##_1 = (V)_mm512_dpbf16_ps((__m512)sum##i##_1, a_i, (__m512bh)b1); \
+  }
+__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16"))) static void ft__tile_pairs(
+    int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add) {
+  typedef float V __attribute__((vector_size(64)));
+  typedef float V_memory __attribute__((vector_size(64), aligned(4), may_alias));
+  enum { lanes = 16 };
+  const V zero = {0};
+  int word;
+  FT__REPEAT_12(FT__TILE_START) for (; k > 0; k -= FT__STEPS, a += 12 * FT__STEPS / 2) {
+    for (word = 0; word < FT__STEPS / 2; ++word, b += 2 * lanes) {
+      V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + lanes);
+      FT__REPEAT_12(FT__PAIRS_STEP)
+    }
+  }
+  FT__REPEAT_12(FT__TILE_END)
+}
+
+static const ft__micro ft__micro_pairs = {12, 32, 1, 512, ft__tile_pairs, NULL, NULL};
+#endif
+
+#if defined(FT__PAIRS) && defined(__linux__)
+#define FT__TILES 1
+#define FT__ATTRIBUTES_TILES __attribute__((target("amx-tile,amx-bf16")))
+
+/* Linux lends the tiles' 8 KiB of registers to a process that asks: arch_prctl(ARCH_REQ_XCOMP_PERM, 18). */
+static bool ft__tiles_request(void) {
+  unsigned a, b, c, d;
+  long result;
+  if (!ft__pairs_available() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (~d & (1u << 22 | 1u << 24))) return false;
+  __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+  return result == 0;
+}
+
+/* Eight tiles of 16 rows of 64 bytes: 0 to 3 hold 32 x 32 sums, 4 and 5 a block of A, 6 and 7 one of B. */
+static const uint8_t ft__tiles_configuration[64] = {
+    1,  0,  0,  0,  0,  0,  0,  0, 0,  0, 0,  0, 0,  0, 0,  0, /* palette */
+    64, 0,  64, 0,  64, 0,  64, 0, 64, 0, 64, 0, 64, 0, 64, 0, /* bytes of a row */
+    0,  0,  0,  0,  0,  0,  0,  0, 0,  0, 0,  0, 0,  0, 0,  0, /* of tiles that do not exist */
+    16, 16, 16, 16, 16, 16, 16, 16};                           /* rows */
+FT__ATTRIBUTES_TILES static void ft__tiles_begin(void) { _tile_loadconfig(ft__tiles_configuration); }
+FT__ATTRIBUTES_TILES static void ft__tiles_end(void) { _tile_release(); }
+
+/* These are statements, since that is what the compilers make of _tile_loadd and its kin. */
+#define FT__TILES_START()       \
+  if (add) {                    \
+    FT__TILES_EACH(_tile_loadd) \
+  } else {                      \
+    _tile_zero(0);              \
+    _tile_zero(1);              \
+    _tile_zero(2);              \
+    _tile_zero(3);              \
+  }
+#define FT__TILES_EACH(action)          \
+  action(0, c, c_row * 4);              \
+  action(1, c + 16, c_row * 4);         \
+  action(2, c + 16 * c_row, c_row * 4); \
+  action(3, c + 16 * c_row + 16, c_row * 4);
+#define FT__TILES_A(x)   \
+  _tile_loadd(4, x, 64); \
+  _tile_loadd(5, (x) + 256, 64);
+#define FT__TILES_B(x)    \
+  _tile_loadd(6, x, 128); \
+  _tile_loadd(7, (x) + 16, 128);
+#define FT__TILES_MULTIPLY() \
+  _tile_dpbf16ps(0, 4, 6);   \
+  _tile_dpbf16ps(1, 4, 7);   \
+  _tile_dpbf16ps(2, 5, 6);   \
+  _tile_dpbf16ps(3, 5, 7);
+
+FT__ATTRIBUTES_TILES static void ft__tile_amx_1(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
+                                                bool add) {
+  FT__TILES_START()
+  for (; k > 0; k -= FT__STEPS, a += 512, b += 512) {
+    FT__TILES_A(a) FT__TILES_B(b) FT__TILES_MULTIPLY()
+  }
+  FT__TILES_EACH(_tile_stored)
+}
+
+/* Six products, the small ones first; from one to the next one operand stays. */
+FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
+                                                bool add) {
+  FT__TILES_START()
+  for (; k > 0; k -= FT__STEPS, a += 3 * 512, b += 3 * 512) {
+    FT__TILES_A(a)
+    FT__TILES_B(b + 2 * 512)
+    FT__TILES_MULTIPLY()
+    FT__TILES_B(b + 512)
+    FT__TILES_MULTIPLY()
+    FT__TILES_A(a + 512)
+    FT__TILES_MULTIPLY()
+    FT__TILES_B(b)
+    FT__TILES_MULTIPLY() FT__TILES_A(a + 2 * 512) FT__TILES_MULTIPLY() FT__TILES_A(a) FT__TILES_MULTIPLY()
+  }
+  FT__TILES_EACH(_tile_stored)
+}
+
+static const ft__micro ft__micro_amx_1 = {32, 32, 1, 512, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_3 = {32, 32, 3, 256, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
+#endif
+
+/* Which micro-kernel multiplies matrices in this context. */
+static const ft__micro *ft__micro_choose(const ft_context *context) {
+#ifdef FT__TILES
+  if (context->has_tiles) return context->compute_dtype == FT_BF16 ? &ft__micro_amx_1 : &ft__micro_amx_3;
+#endif
+#ifdef FT__PAIRS
+  if (context->compute_dtype == FT_BF16) return &ft__micro_pairs;
+#endif
+  (void)context;
+  return &ft__micro_kernels[FT__INSTRUCTION_SET()];
+}
+
+/* c [m, n] (+)= a b from packed panels: a panel of A stays in the first-level cache while those of B stream past it.
+   Tiles that hang over the edge of c are computed beside it. */
 static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c,
                       int64_t c_row, bool add) {
   float edge[FT__TILE_ROWS * FT__TILE_COLUMNS];
-  int64_t i, j, row, column;
-  for (j = 0; j < n; j += micro->columns)
-    for (i = 0; i < m; i += micro->rows) {
-      const float *a_panel = a + i * k, *b_panel = b + j * k;
+  int64_t i, j, row, column, line = ft__packed_line(micro, k);
+  if (micro->begin) micro->begin();
+  for (i = 0; i < m; i += micro->rows)
+    for (j = 0; j < n; j += micro->columns) {
+      const float *a_panel = a + i * line, *b_panel = b + j * line;
       float *tile = c + i * c_row + j;
       int64_t rows = ft__smaller(micro->rows, m - i), columns = ft__smaller(micro->columns, n - j);
       if (rows == micro->rows && columns == micro->columns) {
@@ -9693,35 +9963,41 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
           *element = add ? *element + value : value;
         }
     }
+  if (micro->end) micro->end();
 }
 
-/* Blocks: B's [384, 2048] and A's [680, 384] fill one thread's scratch memory, which all share; a panel of B
-   (384 x 32 numbers) and one of A (14 x 384) stay near the first-level cache. */
-enum { FT__BLOCK_K = 384, FT__BLOCK_M = 680, FT__BLOCK_N = 2048, FT__GROUP_ROWS = 56, FT__GROUP_COLUMNS = 128 };
+/* Blocks of A and B fill one thread's scratch memory, which all share: a quarter and three quarters of its lines. */
+enum { FT__GROUP_ROWS = 224, FT__GROUP_COLUMNS = 128, FT__PACK_LINES = 126 }; /* what a thread does at a time */
 
 typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
   const ft__micro *micro;
   float *a, *b;                /* packed */
   int64_t m0, m, n0, n, k0, k; /* where the block starts, and its size */
-  int64_t a_panels;            /* to pack; pieces beyond these are panels of B */
-  int64_t group_rows, group_columns, column_groups;
+  int64_t line;                /* ft__packed_line of k */
+  int64_t a_pieces;            /* to pack; pieces beyond these are of B */
+  int64_t group_rows, group_columns, row_groups, column_groups;
 } ft__product;
 
-static void ft__product_pack(void *argument, int64_t piece, int thread) {
+static int64_t ft__pack_lines(int width) { return ft__pieces(FT__PACK_LINES, width) * width; }
+
+FT__INLINE void ft__product_pack(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
-  bool is_a = piece < job->a_panels;
+  bool is_a = piece < job->a_pieces;
   int width = is_a ? job->micro->rows : job->micro->columns;
-  int64_t first = (is_a ? piece : piece - job->a_panels) * width;
+  int64_t line_stride = is_a ? call->a_row : call->b_column, step = is_a ? call->a_column : call->b_row;
+  int64_t first = (is_a ? piece : piece - job->a_pieces) * ft__pack_lines(width);
+  int64_t lines = ft__smaller(ft__pack_lines(width), (is_a ? job->m : job->n) - first);
+  const float *x = (is_a ? call->a + job->m0 * line_stride : call->b + job->n0 * line_stride) + job->k0 * step;
+  float *packed = (is_a ? job->a : job->b) + first * job->line;
   (void)thread;
-  if (is_a)
-    ft__pack(job->a + first * job->k, width, call->a + (job->m0 + first) * call->a_row + job->k0 * call->a_column,
-             call->a_row, ft__smaller(width, job->m - first), call->a_column, job->k);
+  if (job->micro->pieces)
+    ft__pack_pieces(packed, width, is_a, job->micro->pieces, x + first * line_stride, line_stride, lines, step, job->k);
   else
-    ft__pack(job->b + first * job->k, width, call->b + (job->n0 + first) * call->b_column + job->k0 * call->b_row,
-             call->b_column, ft__smaller(width, job->n - first), call->b_row, job->k);
+    ft__pack_all(packed, width, x + first * line_stride, line_stride, lines, step, job->k);
 }
+FT__TASKS(ft__product_pack)
 
 /* Adds the bias to columns [begin, end) of rows [row, row_end) and applies the activation, while they are in cache. */
 FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int64_t row_end, int64_t begin,
@@ -9744,11 +10020,11 @@ FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int6
 FT__INLINE void ft__product_tiles(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
-  int64_t i = piece / job->column_groups * job->group_rows, j = piece % job->column_groups * job->group_columns;
+  int64_t i = piece % job->row_groups * job->group_rows, j = piece / job->row_groups * job->group_columns;
   int64_t rows = ft__smaller(job->group_rows, job->m - i), columns = ft__smaller(job->group_columns, job->n - j);
   int64_t row = job->m0 + i, column = job->n0 + j;
   (void)thread;
-  ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->k, job->b + j * job->k,
+  ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->line, job->b + j * job->line,
             call->c + row * call->c_row + column, call->c_row, call->accumulate || job->k0 > 0);
   if (job->k0 + job->k == call->k && (call->bias || call->before || call->activation))
     ft__product_finish(call, row, row + rows, column, column + columns);
@@ -9757,29 +10033,32 @@ FT__TASKS(ft__product_tiles)
 
 static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   int set = FT__INSTRUCTION_SET();
-  int64_t k_block = ft__pieces(call->k, ft__pieces(call->k, FT__BLOCK_K)), n_block, m_block;
+  int64_t n_block, m_block, k_block, lines;
   ft__product job;
   memset(&job, 0, sizeof job);
   job.call = call;
-  job.micro = &ft__micro_kernels[set];
-  m_block = FT__BLOCK_M / job.micro->rows * job.micro->rows;
-  n_block = FT__BLOCK_N / job.micro->columns * job.micro->columns;
+  job.micro = ft__micro_choose(context);
+  k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
+  lines = (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) / ft__packed_line(job.micro, k_block);
+  n_block = lines * 3 / 4 / job.micro->columns * job.micro->columns;
+  m_block = (lines - n_block) / job.micro->rows * job.micro->rows;
   job.group_rows = FT__GROUP_ROWS / job.micro->rows * job.micro->rows;
   job.group_columns = FT__GROUP_COLUMNS;
   job.b = (float *)ft__scratch(context, 0);
-  job.a = job.b + (int64_t)FT__BLOCK_N * FT__BLOCK_K;
   for (job.n0 = 0; job.n0 < call->n; job.n0 += n_block)
     for (job.k0 = 0; job.k0 < call->k; job.k0 += k_block)
       for (job.m0 = 0; job.m0 < call->m; job.m0 += m_block) {
-        int64_t b_panels;
+        int64_t b_pieces;
         job.n = ft__smaller(n_block, call->n - job.n0);
         job.k = ft__smaller(k_block, call->k - job.k0);
         job.m = ft__smaller(m_block, call->m - job.m0);
-        job.a_panels = ft__pieces(job.m, job.micro->rows);
-        b_panels = job.m0 ? 0 : ft__pieces(job.n, job.micro->columns);
-        job.column_groups = ft__pieces(job.n, job.group_columns);
-        ft__parallel_for(context, job.a_panels + b_panels, ft__product_pack, &job);
-        ft__parallel_for(context, ft__pieces(job.m, job.group_rows) * job.column_groups, ft__product_tiles_tasks[set],
+        job.line = ft__packed_line(job.micro, job.k);
+        job.a = job.b + n_block * job.line;
+        job.a_pieces = ft__pieces(job.m, ft__pack_lines(job.micro->rows));
+        b_pieces = job.m0 ? 0 : ft__pieces(job.n, ft__pack_lines(job.micro->columns));
+        job.row_groups = ft__pieces(job.m, job.group_rows);
+        ft__parallel_for(context, job.a_pieces + b_pieces, ft__product_pack_tasks[set], &job);
+        ft__parallel_for(context, job.row_groups * ft__pieces(job.n, job.group_columns), ft__product_tiles_tasks[set],
                          &job);
       }
 }
@@ -9834,7 +10113,8 @@ static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
   if (call->m <= 0 || call->n <= 0) return;
   if (call->k <= 0 || call->activation >= FT_LOG) {
     ft__matmul_plain(context, call);
-  } else if (call->a_column == 1 && call->b_row == 1 && (call->m <= FT__FEW || call->n <= FT__FEW)) {
+  } else if (call->a_column == 1 && call->b_row == 1 && (call->m <= FT__FEW || call->n <= FT__FEW) &&
+             context->compute_dtype == FT_F32) {
     memset(&job, 0, sizeof job);
     job.call = call;
     job.column_groups = ft__pieces(call->n, FT__LANES);
@@ -10985,28 +11265,56 @@ typedef struct ft__adamw_job {
   ft__adamw_factors factors;
 } ft__adamw_job;
 
-FT__INLINE void ft__adamw_piece(void *argument, int64_t piece, int thread) {
-  const ft__adamw_job *job = (const ft__adamw_job *)argument;
-  const ft_adamw_step *step = job->step;
-  const ft__adamw_factors f = job->factors;
-  int64_t i = piece * FT__PIECE, end = ft__smaller(step->count, i + FT__PIECE);
-  float inverse_root = 1 / f.root;
-  (void)thread;
+enum { FT__ADAMW_BLOCK = 64 };
+
+/* Where gradient and moments are zero, as in the rows of a vocabulary that no text has used yet, the step comes down to
+   w (1 - lr wd): such blocks are not written, but for the weights. */
+FT__INLINE bool ft__adamw_is_decay(const ft_adamw_step *step, int64_t i) {
+  ft__word_lanes any = {0};
+  uint64_t word[8], all = 0;
+  int64_t j;
+  for (j = i; j < i + FT__ADAMW_BLOCK; j += FT__LANES)
+    any |= (ft__word_lanes) * (const ft__vector_memory *)(step->gradient + j) |
+           (ft__word_lanes) * (const ft__vector_memory *)(step->first_moment + j) |
+           (ft__word_lanes) * (const ft__vector_memory *)(step->second_moment + j);
+  memcpy(word, &any, sizeof word);
+  for (j = 0; j < 8; ++j) all |= word[j];
+  return all == 0;
+}
+
+FT__INLINE void ft__adamw_block(const ft_adamw_step *step, const ft__adamw_factors *f, float inverse_root, int64_t i,
+                                int64_t end) {
   for (; i < end; i += FT__LANES) {
     ft__vector g, w, m, v, root;
     ft__load(&g, step->gradient + i, end - i);
     ft__load(&w, step->weight + i, end - i);
     ft__load(&m, step->first_moment + i, end - i);
     ft__load(&v, step->second_moment + i, end - i);
-    g = g * f.gradient_scale;
-    m = m + (g - m) * f.first;
-    v = v * f.second + g * g * f.second_new;
+    g = g * f->gradient_scale;
+    m = m + (g - m) * f->first;
+    v = v * f->second + g * g * f->second_new;
     root = v;
     ft__vector_sqrt(&root);
-    w = w * f.decay - m * f.step / (root * inverse_root + f.epsilon);
+    w = w * f->decay - m * f->step / (root * inverse_root + f->epsilon);
     ft__store(step->weight + i, &w, end - i);
     ft__store(step->first_moment + i, &m, end - i);
     ft__store(step->second_moment + i, &v, end - i);
+  }
+}
+
+FT__INLINE void ft__adamw_piece(void *argument, int64_t piece, int thread) {
+  const ft__adamw_job *job = (const ft__adamw_job *)argument;
+  const ft_adamw_step *step = job->step;
+  const ft__adamw_factors f = job->factors;
+  int64_t i = piece * FT__PIECE, j, end = ft__smaller(step->count, i + FT__PIECE);
+  (void)thread;
+  for (; i < end; i += FT__ADAMW_BLOCK) {
+    if (f.epsilon > 0 && i + FT__ADAMW_BLOCK <= end && ft__adamw_is_decay(step, i)) {
+      for (j = i; f.decay < 1 && j < i + FT__ADAMW_BLOCK; j += FT__LANES)
+        *(ft__vector_memory *)(step->weight + j) *= f.decay;
+    } else {
+      ft__adamw_block(step, &f, 1 / f.root, i, ft__smaller(end, i + FT__ADAMW_BLOCK));
+    }
   }
 }
 FT__TASKS(ft__adamw_piece)
@@ -11098,12 +11406,143 @@ FT_API const char *ft_cpu_instruction_set(void) {
   return "plain C";
 }
 
+static void ft__kernels_choose(ft_context *context) {
+  ft__ask_large_pages(context->scratch, FT__SCRATCH_BYTES * (size_t)context->threads);
+#if FT__FAST && defined(FT__TILES)
+  context->has_tiles = ft__tiles_request();
+#endif
+#if FT__FAST && defined(FT__PAIRS)
+  context->has_pairs = ft__pairs_available();
+#endif
+  if (context->compute_dtype != FT_BF16 || context->has_pairs) return;
+  context->compute_dtype = FT_F32;
+  ft__log(context, FT_LOG_WARNING, "this processor has no instructions for bfloat16: computing in float32");
+}
+
 FT_API const ft_backend *ft_backend_cpu(void) {
 #if FT__FAST
   return &ft__backend_fast;
 #else
   return &ft__backend_plain;
 #endif
+}
+
+/* ---------------------------------------------------------------------------------------------------------------------
+   A profile: a copy of the back end's table in which each function is replaced by one that calls it and notes the time.
+   Matrix products appear three times, as activations times weights and as their two gradients. */
+
+#define FT__PROFILED_CALL(X, name, type, elements) \
+  X(name, (ft_context * context, const type *call), (context, call), elements)
+#define FT__PROFILED(X)                                                                                                \
+  X(zero, (ft_context * context, void *buffer, size_t bytes), (context, buffer, bytes),                                \
+    (double)(bytes / sizeof(ft_real)))                                                                                 \
+  X(unary, (ft_context * context, ft_unary kind, int64_t count, const ft_real *x, ft_real *y),                         \
+    (context, kind, count, x, y), 2 * (double)count)                                                                   \
+  X(unary_backward,                                                                                                    \
+    (ft_context * context, ft_unary kind, int64_t count, const ft_real *x, const ft_real *y, const ft_real *dy,        \
+     ft_real *dx, bool accumulate),                                                                                    \
+    (context, kind, count, x, y, dy, dx, accumulate), 3 * (double)count)                                               \
+  X(binary,                                                                                                            \
+    (ft_context * context, ft_binary kind, const int64_t *shape, const ft_real *a, const int64_t *a_stride,            \
+     const ft_real *b, const int64_t *b_stride, ft_real *y),                                                           \
+    (context, kind, shape, a, a_stride, b, b_stride, y), 3 * ft__profile_size(shape))                                  \
+  X(accumulate,                                                                                                        \
+    (ft_context * context, const int64_t *shape, ft_real scale, const ft_real *x, const int64_t *x_stride, ft_real *y, \
+     const int64_t *y_stride),                                                                                         \
+    (context, shape, scale, x, x_stride, y, y_stride), 3 * ft__profile_size(shape))                                    \
+  X(softmax, (ft_context * context, int64_t rows, int64_t columns, const ft_real *x, ft_real *y),                      \
+    (context, rows, columns, x, y), 2 * (double)(rows * columns))                                                      \
+  X(softmax_backward,                                                                                                  \
+    (ft_context * context, int64_t rows, int64_t columns, const ft_real *y, const ft_real *dy, ft_real *dx),           \
+    (context, rows, columns, y, dy, dx), 4 * (double)(rows * columns))                                                 \
+  X(column_sum, (ft_context * context, int64_t rows, int64_t columns, const ft_real *x, ft_real *sum),                 \
+    (context, rows, columns, x, sum), (double)(rows * columns))                                                        \
+  X(dropout,                                                                                                           \
+    (ft_context * context, int64_t count, const ft_dropout_mask *mask, const ft_real *x, ft_real *y, bool accumulate), \
+    (context, count, mask, x, y, accumulate), 2 * (double)count)                                                       \
+  X(gather_rows,                                                                                                       \
+    (ft_context * context, int64_t count, int64_t columns, const int32_t *rows, const ft_real *x, ft_real *y),         \
+    (context, count, columns, rows, x, y), 2 * (double)(count * columns))                                              \
+  X(scatter_rows,                                                                                                      \
+    (ft_context * context, int64_t count, int64_t columns, const int32_t *rows, const ft_real *y, ft_real *x),         \
+    (context, count, columns, rows, y, x), 3 * (double)(count * columns))                                              \
+  FT__PROFILED_CALL(X, layer_norm, ft_layer_norm_call, 4 * (double)(call->rows * call->columns))                       \
+  FT__PROFILED_CALL(X, layer_norm_backward, ft_layer_norm_call, 4 * (double)(call->rows * call->columns))              \
+  FT__PROFILED_CALL(X, attention, ft_attention_call, 4 * (double)(call->tokens * call->heads * call->head_size))       \
+  FT__PROFILED_CALL(X, attention_backward, ft_attention_call,                                                          \
+                    8 * (double)(call->tokens * call->heads * call->head_size))                                        \
+  FT__PROFILED_CALL(X, embedding, ft_embedding_call, 2 * (double)(call->tokens * call->columns))                       \
+  FT__PROFILED_CALL(X, embedding_backward, ft_embedding_call, 3 * (double)(call->tokens * call->columns))              \
+  FT__PROFILED_CALL(X, cross_entropy, ft_cross_entropy_call, (double)(call->rows * call->columns))                     \
+  FT__PROFILED_CALL(X, cross_entropy_backward, ft_cross_entropy_call, 3 * (double)(call->rows * call->columns))        \
+  FT__PROFILED_CALL(X, pointwise_loss, ft_pointwise_loss_call, 2 * (double)call->count)                                \
+  FT__PROFILED_CALL(X, pointwise_loss_backward, ft_pointwise_loss_call, 4 * (double)call->count)                       \
+  FT__PROFILED_CALL(X, adamw, ft_adamw_step, 7 * (double)call->count)
+#define FT__PROFILE_INDEX(name, parameters, arguments, elements) FT__PROFILE_##name,
+enum {
+  FT__PROFILED(FT__PROFILE_INDEX) FT__PROFILE_sum_of_squares,
+  FT__PROFILE_matmul, /* and the two that follow */
+  FT__PROFILE_ENTRIES = FT__PROFILE_matmul + 3
+};
+
+typedef struct ft__profile {
+  const ft_backend *inner;
+  ft_backend table;
+  ft_profile_entry entries[FT__PROFILE_ENTRIES];
+} ft__profile;
+
+static void ft__profile_add(ft_context *context, int index, double start, double operations, double elements) {
+  ft_profile_entry *entry = &context->profile->entries[index];
+  ++entry->calls;
+  entry->seconds += ft_seconds() - start;
+  entry->operations += operations;
+  entry->bytes += elements * (double)sizeof(ft_real);
+}
+
+static double ft__profile_size(const int64_t *shape) { return (double)(shape[0] * shape[1] * shape[2] * shape[3]); }
+
+#define FT__PROFILE_FUNCTION(name, parameters, arguments, elements)   \
+  static void ft__profile_##name parameters {                         \
+    double start = ft_seconds();                                      \
+    context->profile->inner->name arguments;                          \
+    ft__profile_add(context, FT__PROFILE_##name, start, 0, elements); \
+  }
+FT__PROFILED(FT__PROFILE_FUNCTION)
+
+static double ft__profile_sum_of_squares(ft_context *context, int64_t count, const ft_real *x) {
+  double start = ft_seconds(), sum = context->profile->inner->sum_of_squares(context, count, x);
+  ft__profile_add(context, FT__PROFILE_sum_of_squares, start, 0, (double)count);
+  return sum;
+}
+
+static void ft__profile_matmul(ft_context *context, const ft_matmul_call *call) {
+  double start = ft_seconds(), m = (double)call->m, n = (double)call->n, k = (double)call->k;
+  int form = call->b_row == 1 ? 0 : call->a_row == 1 ? 2 : 1;
+  context->profile->inner->matmul(context, call);
+  ft__profile_add(context, FT__PROFILE_matmul + form, start, 2 * m * n * k, m * k + k * n + m * n);
+}
+
+FT_API ft_status ft_profile_begin(ft_context *context) {
+#define FT__PROFILE_NAME(name, parameters, arguments, elements) #name,
+  static const char *const names[] = {FT__PROFILED(FT__PROFILE_NAME) "sum_of_squares", "matmul x W^T", "matmul dz W",
+                                      "matmul dz^T x"};
+  ft__profile *profile;
+  int i;
+  if (context->profile) return FT_OK;
+  profile = (ft__profile *)ft__allocate_zero(context, sizeof *profile);
+  if (!profile) return context->status;
+  profile->inner = context->backend, profile->table = *context->backend;
+#define FT__PROFILE_SET(name, parameters, arguments, elements) profile->table.name = ft__profile_##name;
+  FT__PROFILED(FT__PROFILE_SET)
+  profile->table.sum_of_squares = ft__profile_sum_of_squares, profile->table.matmul = ft__profile_matmul;
+  for (i = 0; i < FT__PROFILE_ENTRIES; ++i) profile->entries[i].name = names[i];
+  context->profile = profile, context->backend = &profile->table;
+  return FT_OK;
+}
+
+FT_API const ft_profile_entry *ft_profile_entries(const ft_context *context, int *count) {
+  *count = context->profile ? (int)FT__PROFILE_ENTRIES : 0;
+  return context->profile ? context->profile->entries : NULL;
 }
 /* =====================================================================================================================
    >>tape: tensors, and reverse-mode automatic differentiation

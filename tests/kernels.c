@@ -113,6 +113,71 @@ static void test_matmul(void) {
   test_matmul_shape(3, 4, 0, 8);
 }
 
+/* NaN in an operand must reach every sum that it is part of, also through rounding to bfloat16. By bits. */
+static int is_nan(const ft_real *x) {
+  uint64_t bits = 0;
+  memcpy(&bits, x, sizeof *x);
+  return sizeof *x == 4 ? (bits & 0x7FFFFFFF) > 0x7F800000 : (bits << 1) > UINT64_C(0xFFE0000000000000);
+}
+
+static void test_matmul_nan(void) {
+  static const uint32_t patterns[] = {0x7FC00000u, 0xFFFFFFFFu};
+  ft_real a[40 * 40], c[40 * 40];
+  ft_matmul_call call;
+  int i, pattern;
+  memset(&call, 0, sizeof call);
+  call.m = call.n = call.k = call.a_row = call.b_row = call.c_row = 40, call.a_column = call.b_column = 1;
+  call.a = a, call.b = a, call.c = c;
+  for (pattern = 0; pattern < 2; ++pattern) {
+    float value;
+    memcpy(&value, &patterns[pattern], 4);
+    for (i = 0; i < 40 * 40; ++i) a[i] = (ft_real)0.25;
+    a[3 * 40 + 5] = (ft_real)value;
+    fast->matmul(context[0], &call);
+    for (i = 0; i < 40 * 40; ++i) CHECK(is_nan(&c[i]) == (i / 40 == 3 || i % 40 == 5));
+  }
+}
+
+/* bfloat16, with and without the matrix unit, and float32 in three pieces on it: no other kernel uses these. */
+static void test_bfloat16(bool has_tiles) {
+  int i, tiles, dtype;
+  bool has_pairs = context[0]->has_pairs;
+  test_set = -1;
+  for (tiles = 0; tiles < 2; ++tiles)
+    for (dtype = 0; dtype < 2; ++dtype) {
+      for (i = 0; i < THREADS; ++i) context[i]->has_tiles = tiles, context[i]->compute_dtype = dtype ? FT_BF16 : FT_F32;
+      if (tiles ? !has_tiles : !has_pairs) {
+        SKIP(tiles ? "no matrix unit in this processor" : "no products of bfloat16 in this processor");
+        continue;
+      }
+      test_matmul();
+      test_matmul_nan();
+    }
+}
+
+/* What is asked for is given, or float32 with a warning. */
+static int warnings;
+static void count_warnings(void *user_data, ft_log_level level, const char *message) {
+  (void)user_data, (void)message;
+  warnings += level == FT_LOG_WARNING;
+}
+
+static void test_compute_dtype(void) {
+  ft_context_options options;
+  ft_context *made;
+  memset(&options, 0, sizeof options);
+  options.compute_dtype = FT_BF16, options.log = count_warnings, options.threads = 1;
+  made = ft_context_create(&options);
+  CHECK(made && (ft_context_compute_dtype(made) == FT_BF16) == (warnings == 0));
+  CHECK(ft_context_compute_dtype(made) == FT_BF16 || ft_context_compute_dtype(made) == FT_F32);
+  ft_context_free(made);
+}
+
+static void test_rounding(void) { /* to the nearest of 1, 1 + 2^-7, ..; ties to even */
+  CHECK(ft__round_bfloat16(1 + 1.0 / 256) == 1 && ft__round_bfloat16(1 + 3.0 / 256) == 1 + 2.0 / 128);
+  CHECK(ft__round_bfloat16(1 + 1.0 / 256 + 1.0 / 65536) == 1 + 1.0 / 128 && ft__round_bfloat16(-3) == -3);
+}
+
 static void test_unary(void) {
   static const int64_t counts[] = {1, 15, 16, 17, 1000, 40000};
   int kind, i, copy;
@@ -175,13 +240,7 @@ static void test_accuracy(void) {
   }
 }
 
-/* NaN must reach the loss, which is where training looks for it. By bits: -Ofast folds comparisons with NaN. */
-static int is_nan(const ft_real *x) {
-  uint64_t bits = 0;
-  memcpy(&bits, x, sizeof *x);
-  return sizeof *x == 4 ? (bits & 0x7FFFFFFF) > 0x7F800000 : (bits << 1) > UINT64_C(0xFFE0000000000000);
-}
-
+/* NaN must reach the loss, which is where training looks for it. */
 static void test_nan(void) {
   static const ft_unary kinds[] = {FT_GELU, FT_GELU_TANH, FT_SILU, FT_TANH, FT_SIGMOID, FT_EXP};
   int kind, sign, i;
@@ -495,6 +554,29 @@ static void test_adamw(void) {
   }
 }
 
+/* Blocks that only decay get the same bits as in steps too short for such blocks. */
+static void test_adamw_zero_blocks(void) {
+  enum { COUNT = 1280, SHORT = 40 };
+  static ft_real array[2][4][COUNT];
+  int i, j, copy;
+  for (i = 0; i < COUNT; ++i) {
+    bool zero = (i / 64) % 3 == 1 || (i / 64 == 6 && i % 64 != 9);
+    for (j = 0; j < 4; ++j) array[0][j][i] = array[1][j][i] = j > 0 && zero ? 0 : random_real();
+    array[0][3][i] = array[1][3][i] = (ft_real)fabs((double)array[0][3][i]);
+  }
+  for (copy = 0; copy < 2; ++copy)
+    for (i = 0; i < COUNT; i += copy ? SHORT : COUNT) {
+      ft_adamw_step step;
+      memset(&step, 0, sizeof step);
+      step.count = copy ? SHORT : COUNT, step.weight = &array[copy][0][i], step.gradient = &array[copy][1][i];
+      step.first_moment = &array[copy][2][i], step.second_moment = &array[copy][3][i];
+      step.gradient_scale = 0.7, step.learning_rate = 1e-3, step.beta1 = 0.9, step.beta2 = 0.999, step.epsilon = 1e-8;
+      step.weight_decay = 0.01, step.step = 5;
+      fast->adamw(context[1], &step);
+    }
+  CHECK(memcmp(array[0], array[1], sizeof array[0]) == 0);
+}
+
 static void test_memory(void) {
   int i;
   for (i = 0; i < 100; i += 7) {
@@ -508,12 +590,22 @@ static void test_memory(void) {
     fast->zero(context[0], block, (size_t)i);
     fast->release(context[0], block);
   }
+  for (i = 0; i < 3; ++i) { /* zeroed in pieces */
+    size_t j, bytes = ((size_t)3 << 20) + (size_t)i * 5 - 5, wrong = 0;
+    char *block = (char *)fast->allocate(context[2], bytes + 1);
+    memset(block, 1, bytes + 1);
+    fast->zero(context[2], block, bytes);
+    for (j = 0; j < bytes; ++j) wrong += block[j] != 0;
+    CHECK(wrong == 0 && block[bytes] == 1);
+    fast->release(context[2], block);
+  }
   CHECK(fast->allocate(context[0], SIZE_MAX) == NULL);
   fast->release(context[0], NULL);
 }
 
 static void test_all(void) {
   test_matmul();
+  test_matmul_nan();
   test_unary();
   test_accuracy();
   test_nan();
@@ -527,25 +619,57 @@ static void test_all(void) {
   test_accumulate();
   test_losses();
   test_adamw();
+  test_adamw_zero_blocks();
+}
+
+/* The profile counts calls, and hands on every one of them. */
+static void test_profile(void) {
+  const ft_profile_entry *entry;
+  ft_real x[70], y[70];
+  int i, count = 0;
+  int64_t calls = 0;
+  CHECK(ft_profile_entries(context[1], &count) == NULL && count == 0);
+  CHECK(ft_profile_begin(context[1]) == FT_OK && ft_profile_begin(context[1]) == FT_OK);
+  for (i = 0; i < 70; ++i) x[i] = (ft_real)i;
+  context[1]->backend->unary(context[1], FT_RELU, 70, x, y);
+  context[1]->backend->unary(context[1], FT_RELU, 70, x, y);
+  CHECK(y[69] == 69);
+  CHECK(context[1]->backend->sum_of_squares(context[1], 3, x) == 5);
+  entry = ft_profile_entries(context[1], &count);
+  CHECK(entry && count > 20);
+  for (i = 0; i < count; ++i) {
+    calls += entry[i].calls;
+    CHECK(entry[i].seconds >= 0 && (entry[i].calls > 0) == (entry[i].bytes > 0));
+    if (strcmp(entry[i].name, "unary") == 0)
+      CHECK(entry[i].calls == 2 && entry[i].bytes == (double)(4 * 70 * sizeof(ft_real)));
+  }
+  CHECK(calls == 3);
 }
 
 int main(void) {
   int i;
+  bool has_tiles = false;
   for (i = 0; i < THREADS; ++i) {
     ft_context_options options;
     memset(&options, 0, sizeof options);
     options.threads = i + 1;
     context[i] = ft_context_create(&options);
     CHECK(context[i] != NULL);
+    has_tiles = context[i]->has_tiles;
+    context[i]->has_tiles = false; /* the sums' order of the other kernels, until test_bfloat16 */
   }
   fast = ft_backend_cpu();
   printf("kernels: %s\n", ft_cpu_instruction_set());
   test_memory();
+  test_rounding();
+  test_compute_dtype();
 #if FT__FAST
   for (test_set = 0; test_set <= (int)ft__instruction_set_best(); ++test_set) test_all();
 #else
   test_all();
 #endif
+  test_bfloat16(has_tiles);
+  test_profile();
   for (i = 0; i < THREADS; ++i) ft_context_free(context[i]);
   FINISH();
 }

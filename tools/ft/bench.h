@@ -10,7 +10,7 @@
 #include <sys/resource.h>
 #endif
 
-enum { BENCH_WARMUP = 2 };
+enum { BENCH_WARMUP = 2, BENCH_ENTRIES = 64 };
 
 typedef struct bench_state {
   ft_context *context;
@@ -23,7 +23,8 @@ typedef struct bench_state {
   ft_batch batch;
   long long batch_size, steps, max_length;
   const char *mode;
-  bool training;
+  bool training, profile;
+  ft_profile_entry warmup[BENCH_ENTRIES]; /* the profile when counting begins */
 } bench_state;
 
 static long bench_peak_mib(void) {
@@ -74,6 +75,33 @@ static bool bench_step(bench_state *s, long long step, const int64_t *rows, cons
   return ok;
 }
 
+/* The profile of the counted steps on stderr, what took longest first. */
+static int bench_compare_entries(const void *a, const void *b) {
+  double x = ((const ft_profile_entry *)a)->seconds, y = ((const ft_profile_entry *)b)->seconds;
+  return x < y ? 1 : x > y ? -1 : 0;
+}
+
+static void bench_print_profile(const bench_state *s, double total) {
+  ft_profile_entry entries[BENCH_ENTRIES];
+  double sum = 0, steps = (double)(s->steps - BENCH_WARMUP);
+  int i, count = 0;
+  const ft_profile_entry *given = ft_profile_entries(s->context, &count);
+  for (i = 0; i < count && i < BENCH_ENTRIES; ++i) {
+    entries[i] = given[i];
+    entries[i].calls -= s->warmup[i].calls, entries[i].seconds -= s->warmup[i].seconds;
+    entries[i].operations -= s->warmup[i].operations, entries[i].bytes -= s->warmup[i].bytes;
+    sum += entries[i].seconds;
+  }
+  qsort(entries, (size_t)i, sizeof *entries, bench_compare_entries);
+  fprintf(stderr, "%-24s %8s %9s %7s %9s %7s\n", "back end", "calls", "ms/step", "share", "GFLOP/s", "GB/s");
+  for (count = i, i = 0; i < count && entries[i].calls; ++i)
+    fprintf(stderr, "%-24s %8lld %9.3f %6.1f%% %9.1f %7.1f\n", entries[i].name, (long long)entries[i].calls,
+            1e3 * entries[i].seconds / steps, 100 * entries[i].seconds / total,
+            1e-9 * entries[i].operations / entries[i].seconds, 1e-9 * entries[i].bytes / entries[i].seconds);
+  fprintf(stderr, "%-24s %8s %9.3f %6.1f%%\n", "all else", "", 1e3 * (total - sum) / steps,
+          100 * (total - sum) / total);
+}
+
 static int bench_compare(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return x < y ? -1 : x > y;
@@ -90,6 +118,11 @@ static bool bench_run(bench_state *s) {
       rows[i] = (step * s->batch_size + i) % s->encoded->rows;
       labels[i] = (int32_t)(rows[i] % 2);
     }
+    if (step == BENCH_WARMUP && s->profile) {
+      int entries = 0;
+      const ft_profile_entry *entry = ft_profile_entries(s->context, &entries);
+      memcpy(s->warmup, entry, (size_t)(entries < BENCH_ENTRIES ? entries : BENCH_ENTRIES) * sizeof *entry);
+    }
     ok = bench_step(s, step, rows, labels, &seconds[step]);
     if (step < BENCH_WARMUP) continue;
     total += seconds[step];
@@ -99,12 +132,14 @@ static bool bench_run(bench_state *s) {
   if (ok) {
     qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
     printf(
-        "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"ex_per_s\":%.3f,"
+        "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"dtype\":\"%s\",\"ex_"
+        "per_s\":%.3f,"
         "\"real_tok_per_s\":%.1f,"
         "\"ms_per_step\":%.2f,\"gflops\":%.1f,\"peak_rss_mib\":%ld}\n",
         s->mode, s->batch_size, counted, ft_context_threads(s->context), ft_cpu_instruction_set(),
-        (double)(counted * s->batch_size) / total, tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2],
-        operations / total * 1e-9, bench_peak_mib());
+        ft_context_compute_dtype(s->context) == FT_BF16 ? "bf16" : "fp32", (double)(counted * s->batch_size) / total,
+        tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2], operations / total * 1e-9, bench_peak_mib());
+    if (s->profile) bench_print_profile(s, total);
   }
   free(rows);
   free(labels);
@@ -156,7 +191,8 @@ static bool bench_load(bench_state *s, const char *config, const char *tokenizer
 
 static int command_bench(int argc, char **argv) {
   static const char usage[] = "ft bench --config CONFIG.json|DIR --csv FILE [--tokenizer DIR] [options]";
-  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *dtype = "fp32";
+  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *type = "fp32";
+  ft_dtype dtype;
   long long threads = 0;
   bench_state s;
   const arguments_option table[] = {
@@ -168,7 +204,8 @@ static int command_bench(int argc, char **argv) {
       {"--batch-size", ARGUMENT_INTEGER, &s.batch_size, "(16)"},
       {"--steps", ARGUMENT_INTEGER, &s.steps, "steps, the first two not counted (12)"},
       {"--max-length", ARGUMENT_INTEGER, &s.max_length, "(256)"},
-      {"--dtype", ARGUMENT_TEXT, &dtype, "fp32"},
+      {"--dtype", ARGUMENT_TEXT, &type, "fp32 or bf16 (fp32)"},
+      {"--profile", ARGUMENT_FLAG, &s.profile, "what each operation takes, on stderr"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
   arguments_positional positional;
   bool ok;
@@ -176,14 +213,16 @@ static int command_bench(int argc, char **argv) {
   s.batch_size = 16, s.steps = 12, s.max_length = 256, s.mode = "train";
   if (!arguments_parse(argc, argv, usage, table, ARGUMENTS_COUNT(table), &positional)) return EXIT_USAGE;
   if (positional.count || !config || !csv || s.batch_size < 1 || s.steps <= BENCH_WARMUP ||
-      strcmp(dtype, "fp32") != 0 ||
+      !common_dtype(type, &dtype) ||
       (strcmp(s.mode, "train") != 0 && strcmp(s.mode, "lora") != 0 && strcmp(s.mode, "predict") != 0)) {
-    fprintf(stderr, "usage: %s; --steps above %d, --mode train, lora or predict, --dtype fp32\n", usage, BENCH_WARMUP);
+    fprintf(stderr, "usage: %s; --steps above %d, --mode train, lora or predict, --dtype fp32 or bf16\n", usage,
+            BENCH_WARMUP);
     return EXIT_USAGE;
   }
   s.training = strcmp(s.mode, "predict") != 0;
-  if (!(s.context = common_context((int)threads, true))) return EXIT_FAILED;
-  ok = bench_load(&s, config, tokenizer, csv, text) && bench_run(&s);
+  if (!(s.context = common_context_of((int)threads, true, dtype))) return EXIT_FAILED;
+  ok = (!s.profile || ft_profile_begin(s.context) == FT_OK) && bench_load(&s, config, tokenizer, csv, text) &&
+       bench_run(&s);
   if (!ok) common_failed(s.context);
   ft_batch_free(&s.batch);
   ft_optimizer_free(s.optimizer);
