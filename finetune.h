@@ -14358,20 +14358,20 @@ struct ft_features { /* made in >>frozen features */
   FILE *file;
 };
 
-/* Copies a row's states from or to memory or the file. */
-static ft_status ft__features_move(ft_context *context, const ft_features *features, int64_t row, ft_real *to,
-                                   const ft_real *from) {
+/* Keeps a row's `states` in memory or the file; keep false: copies them back from there. */
+static ft_status ft__features_move(ft_context *context, const ft_features *features, int64_t row, ft_real *states,
+                                   bool keep) {
   int64_t start = features->starts[row] * features->columns;
   size_t count = (size_t)(features->starts[row + 1] * features->columns - start), moved = 0;
   if (features->values) {
-    memcpy(to ? to : features->values + start, from ? from : features->values + start, count * sizeof(ft_real));
+    memcpy(keep ? features->values + start : states, keep ? states : features->values + start, count * sizeof *states);
     return FT_OK;
   }
-  if (ft__seek(features->file, start * (int64_t)sizeof(ft_real), SEEK_SET) == 0)
-    moved =
-        to ? fread(to, sizeof(ft_real), count, features->file) : fwrite(from, sizeof(ft_real), count, features->file);
+  if (ft__seek(features->file, start * (int64_t)sizeof *states, SEEK_SET) == 0)
+    moved = keep ? fwrite(states, sizeof *states, count, features->file)
+                 : fread(states, sizeof *states, count, features->file);
   if (moved == count) return FT_OK;
-  return ft__error(context, FT_ERROR_FILE, "the temporary file of features cannot be %s: %s", to ? "read" : "written",
+  return ft__error(context, FT_ERROR_FILE, "the temporary file of features cannot be %s: %s", keep ? "written" : "read",
                    strerror(errno));
 }
 
@@ -14392,7 +14392,7 @@ static ft_tensor *ft__upload_features(ft_context *context, const ft_batch *batch
                 (long long)b, (long long)row, (long long)features->rows);
       return NULL;
     }
-    if (ft__features_move(context, features, row, values + used, NULL) != FT_OK) return NULL;
+    if (ft__features_move(context, features, row, values + used, false) != FT_OK) return NULL;
     used += length * features->columns;
   }
   if (features->first_tokens) run->rows = NULL; /* nothing is left to gather */
@@ -16272,7 +16272,7 @@ static ft_status ft__visit_features(ft_context *context, void *argument, const f
   ft_status status = values ? ft_tensor_read(context, output->hidden, values) : context->status;
   int64_t i;
   for (i = 0; status == FT_OK && i < batch->texts; ++i)
-    status = ft__features_move(context, features, rows[i], NULL, values + batch->offsets[i] * features->columns);
+    status = ft__features_move(context, features, rows[i], values + batch->offsets[i] * features->columns, true);
   job->done += batch->tokens;
   if (ft_seconds() - job->reported < 10) return status;
   ft__log(context, FT_LOG_INFO, "%.0f %% of the texts' tokens are done",

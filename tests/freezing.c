@@ -323,7 +323,7 @@ static void check_family(int family, ft_task task, int threads) {
           ft_features_free(features[i]);
         }
         CHECK(ft_features_bytes(model, NULL, &t.encoded) ==
-              (frozen == last && ft__is_over_texts(model) ? ROWS : t.offsets[ROWS]) * 16 * (int)sizeof(ft_real));
+              (frozen == last && ft__is_over_texts(model) ? (int64_t)ROWS : t.offsets[ROWS]) * 16 * (int)sizeof(ft_real));
       }
       free(some);
     }
