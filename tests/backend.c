@@ -284,7 +284,7 @@ static ft_context *new_context(bool far_memory) {
    of an adapter, which then is merged. The model is saved in `directory`. numbers receives loss and gradient norm of
    each step. */
 static void train_and_save(bool far_memory, const char *golden, bool adapt, const char *directory, double numbers[6]) {
-  static const int32_t tokens[11] = {2, 17, 150, 3, 2, 2, 60, 61, 62, 199, 3}, labels[3] = {1, 0, 1};
+  static const int32_t tokens[11] = {2, 17, 105, 3, 2, 2, 60, 61, 62, 119, 3}, labels[3] = {1, 0, 1};
   static const int64_t offsets[4] = {0, 4, 5, 11};
   static const float targets[12] = {0.5f, 1, 0, 1, 0, 0, 1, 1, -0.25f, 0, 1, 0};
   ft_context *context = new_context(far_memory);

@@ -15,15 +15,15 @@ golden bert-pairs           --family bert --pairs --scheduler linear --seed 11
 # no token types, no pooler but pre_classifier; vocab.txt; heads of 5
 golden distilbert           --family distilbert --hidden 20 --intermediate 44 --scheduler linear --seed 12 --tokenizer-layout vocab
 # three labels, cosine schedule, tanh gelu, one layer more
-golden bert-cosine-3labels  --family bert --labels 3 --hidden 15 --heads 3 --layers 3 --intermediate 38 --activation gelu_new --scheduler cosine --warmup 1 --seed 13
+golden bert-cosine-3labels  --family bert --labels 3 --hidden 15 --heads 3 --layers 3 --intermediate 38 --activation gelu_new --scheduler cosine --warmup 1 --vocabulary 120 --seed 13
 # several labels at once: binary cross-entropy over float labels; no warmup; relu
-golden bert-multilabel      --family bert --labels 4 --multi-label --hidden 14 --heads 2 --intermediate 35 --activation relu --scheduler constant --warmup 0 --steps 4 --seed 14
+golden bert-multilabel      --family bert --labels 4 --multi-label --hidden 14 --heads 2 --intermediate 35 --activation relu --scheduler constant --warmup 0 --steps 4 --vocabulary 120 --seed 14
 # one output, squared error over float labels
-golden distilbert-regression --family distilbert --regression --hidden 16 --intermediate 33 --scheduler linear --seed 15
+golden distilbert-regression --family distilbert --regression --hidden 16 --intermediate 33 --scheduler linear --vocabulary 120 --seed 15
 # only pre_classifier and classifier train
 golden distilbert-head      --family distilbert --trained head --hidden 20 --intermediate 40 --scheduler constant --lr 1e-2 --seed 16
 # two shards, names as old checkpoints have them (no bert., LayerNorm.gamma and .beta); golden.safetensors has today's
-golden bert-legacy          --family bert --hidden 16 --intermediate 32 --scheduler linear --seed 17 --legacy-names --tokenizer-layout vocab
+golden bert-legacy          --family bert --hidden 16 --intermediate 32 --scheduler linear --vocabulary 120 --seed 17 --legacy-names --tokenizer-layout vocab
 # a reference as for large models, whose weights are elsewhere: ft verify bert-sampled --model bert-pairs
 golden bert-sampled         --from "$out/bert-pairs" --sample 16 --max-length 40 --scheduler linear --seed 18
 
@@ -37,11 +37,11 @@ small albert-groups         --family albert --pairs --max-length 40 --layers 6 -
 # embeddings half as wide, and a head of its own
 small electra               --family electra --pairs --max-length 40 --labels 3 --seed 23
 # masked language models of every family: tied decoders, two of them at the embeddings' width; silu in one
-small bert-masked           --family bert --task mlm --activation silu --seed 34
-small distilbert-masked     --family distilbert --task mlm --seed 25
-small roberta-masked        --family roberta --task mlm --activation relu --seed 26
+small bert-masked           --family bert --task mlm --activation silu --max-length 14 --seed 34
+small distilbert-masked     --family distilbert --task mlm --max-length 14 --seed 25
+small roberta-masked        --family roberta --task mlm --batch-size 3 --activation relu --max-length 14 --seed 26
 small albert-masked         --family albert --task mlm --seed 37
-small electra-masked        --family electra --task mlm --seed 28
+small electra-masked        --family electra --task mlm --max-length 14 --seed 28
 # token classification, with special tokens left out of the loss
 small bert-tokens           --family bert --task tok --labels 5 --seed 29
 small distilbert-tokens     --family distilbert --task tok --labels 3 --seed 30
