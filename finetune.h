@@ -651,9 +651,11 @@ typedef struct ft_forward_options {
   const ft_adapter *adapter;   /* runs with the model, which stays as it is; NULL: the model alone */
 } ft_forward_options;
 
-typedef struct ft_output {      /* tensors live until ft_tape_clear */
-  ft_tensor *logits;            /* [B, C]; of tokens [row_count or T, C]; NULL without head */
-  ft_tensor *hidden;            /* [T, H]: the last layer's output; from features of first tokens alone [B, H] */
+typedef struct ft_output { /* tensors live until ft_tape_clear */
+  ft_tensor *logits;       /* [B, C]; of tokens [row_count or T, C]; NULL without head */
+  /* [T, H]: the last layer's output. Where a head runs and hidden_states was not asked for, and from features of first
+     tokens alone, the rows that the head reads: [B, H] or [row_count, H]. */
+  ft_tensor *hidden;
   ft_tensor *hidden_states[65]; /* [0]: embeddings .. [L]: last layer; NULL unless asked for, and below features */
 } ft_output;
 
@@ -14128,7 +14130,7 @@ typedef struct ft__forward { /* one run */
   const ft_adapter *adapter;                                     /* or NULL */
   ft_tensor *ids, *positions, *types, *offsets, *lengths, *rows; /* the batch in back-end memory; rows: for the head */
   int64_t longest;
-  bool training;
+  bool training, narrow; /* narrow: see ft__run_layer */
 } ft__forward;
 
 static ft_tensor *ft__upload(ft_context *context, const int32_t *values, int64_t count) {
@@ -14260,7 +14262,9 @@ static ft_tensor *ft__embed_tokens(ft_context *context, const ft__forward *run) 
   return model->projection.weight ? ft__apply_linear(context, run, h, &model->projection, FT_IDENTITY, 0, 0) : h;
 }
 
-/* Layer number `index` of config.layers * config.layers_of_group; the result goes into `into` unless that is NULL. */
+/* Layer number `index` of config.layers * config.layers_of_group; the result goes into `into` unless that is NULL. Of
+   the last layer's output the head reads few rows: in a narrow run what comes behind attention is done for these alone,
+   three quarters of the layer's work less. */
 static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int index, ft_tensor *h, ft_tensor *into) {
   const ft_model *model = run->model;
   const ft__family *family = model->family;
@@ -14274,6 +14278,11 @@ static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int
   ft_tensor *value = ft__apply_linear(context, run, h, &layer->value, FT_IDENTITY, index + 1, 2);
   ft_tensor *a = ft_attention(context, query, key, value, run->offsets, run->lengths, run->longest, config->heads,
                               attention_dropout, ft__site(index + 1, FT__SITE_ATTENTION));
+  if (run->narrow && index == config->layers * inner - 1) {
+    a = ft_gather_rows(context, a, run->rows);
+    h = ft_gather_rows(context, h, run->rows);
+    if (into) into = ft_slice(context, into, 0, 0, run->rows->shape[0]);
+  }
   a = ft__apply_linear(context, run, a, &layer->attention_output, FT_IDENTITY, index + 1, 3);
   h = ft__apply_norm(context, run, a, h, &layer->attention_norm, family->attention_output_dropout ? hidden_dropout : 0,
                      ft__site(index + 1, FT__SITE_ATTENTION_OUTPUT), NULL);
@@ -14326,7 +14335,7 @@ static ft_tensor *ft__run_head(ft_context *context, const ft__forward *run, ft_t
   const ft_config *config = &model->config;
   double dropout = run->training ? config->classifier_dropout : 0;
   int last = config->layers * config->layers_of_group + 1;
-  if (run->rows) h = ft_gather_rows(context, h, run->rows);
+  if (run->rows && !run->narrow) h = ft_gather_rows(context, h, run->rows);
   if (config->task == FT_TASK_MASKED) {
     h = ft__apply_linear(context, run, h, &model->dense, config->head_activation, last, 0);
     h = ft__apply_norm(context, run, h, NULL, &model->norm, 0, 0, NULL);
@@ -14425,6 +14434,8 @@ FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, co
   ft__forward run;
   ft_forward_options none;
   ft_tensor *h;
+  int first;
+  bool has_head;
   memset(output, 0, sizeof *output);
   memset(&run, 0, sizeof run);
   memset(&none, 0, sizeof none);
@@ -14437,10 +14448,13 @@ FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, co
   run.adapter = options->adapter;
   run.training = options->training;
   if (ft__upload_batch(context, batch, options, &run) != FT_OK) return context->status;
+  first = options->features ? options->features->parts - 1 : 0;
+  has_head = !options->no_head && !options->parts && model->has_head;
+  run.narrow = has_head && run.rows && !options->hidden_states && first < model->config.layers;
   h = options->features ? ft__upload_features(context, batch, options, &run) : ft__embed_tokens(context, &run);
-  h = ft__run_layers(context, &run, options, options->features ? options->features->parts - 1 : 0, h, output);
+  h = ft__run_layers(context, &run, options, first, h, output);
   if (!(output->hidden = h)) return context->status;
-  if (options->no_head || options->parts || !model->has_head) return FT_OK;
+  if (!has_head) return FT_OK;
   output->logits = ft__run_head(context, &run, h);
   return output->logits ? FT_OK : context->status;
 }
