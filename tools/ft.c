@@ -32,7 +32,7 @@ static int command_verify(int argc, char **argv) {
   if (!arguments_parse(argc, argv, "ft verify DIR [--model DIR2]", table, ARGUMENTS_COUNT(table), &positional))
     return EXIT_USAGE;
   if (positional.count != 1) return common_usage("usage: ft verify DIR [--model DIR2]");
-  if (!(context = common_context((int)threads, true))) return EXIT_FAILED;
+  if (!(context = common_context((int)threads, true, "fp32"))) return EXIT_FAILED;
   ok = verify_directory(context, positional.value[0], model, stdout);
   ft_context_free(context);
   return ok ? EXIT_OK : EXIT_FAILED;

@@ -191,8 +191,7 @@ static bool bench_load(bench_state *s, const char *config, const char *tokenizer
 
 static int command_bench(int argc, char **argv) {
   static const char usage[] = "ft bench --config CONFIG.json|DIR --csv FILE [--tokenizer DIR] [options]";
-  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *type = "fp32";
-  ft_dtype dtype;
+  const char *config = NULL, *tokenizer = NULL, *csv = NULL, *text = NULL, *dtype = "fp32";
   long long threads = 0;
   bench_state s;
   const arguments_option table[] = {
@@ -204,7 +203,7 @@ static int command_bench(int argc, char **argv) {
       {"--batch-size", ARGUMENT_INTEGER, &s.batch_size, "(16)"},
       {"--steps", ARGUMENT_INTEGER, &s.steps, "steps, the first two not counted (12)"},
       {"--max-length", ARGUMENT_INTEGER, &s.max_length, "(256)"},
-      {"--dtype", ARGUMENT_TEXT, &type, "fp32 or bf16 (fp32)"},
+      {"--dtype", ARGUMENT_TEXT, &dtype, "fp32 or bf16 (fp32)"},
       {"--profile", ARGUMENT_FLAG, &s.profile, "what each operation takes, on stderr"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
   arguments_positional positional;
@@ -213,14 +212,12 @@ static int command_bench(int argc, char **argv) {
   s.batch_size = 16, s.steps = 12, s.max_length = 256, s.mode = "train";
   if (!arguments_parse(argc, argv, usage, table, ARGUMENTS_COUNT(table), &positional)) return EXIT_USAGE;
   if (positional.count || !config || !csv || s.batch_size < 1 || s.steps <= BENCH_WARMUP ||
-      !common_dtype(type, &dtype) ||
       (strcmp(s.mode, "train") != 0 && strcmp(s.mode, "lora") != 0 && strcmp(s.mode, "predict") != 0)) {
-    fprintf(stderr, "usage: %s; --steps above %d, --mode train, lora or predict, --dtype fp32 or bf16\n", usage,
-            BENCH_WARMUP);
+    fprintf(stderr, "usage: %s; --steps above %d, --mode train, lora or predict\n", usage, BENCH_WARMUP);
     return EXIT_USAGE;
   }
   s.training = strcmp(s.mode, "predict") != 0;
-  if (!(s.context = common_context_of((int)threads, true, dtype))) return EXIT_FAILED;
+  if (!(s.context = common_context((int)threads, true, dtype))) return EXIT_FAILED;
   ok = (!s.profile || ft_profile_begin(s.context) == FT_OK) && bench_load(&s, config, tokenizer, csv, text) &&
        bench_run(&s);
   if (!ok) common_failed(s.context);

@@ -14,30 +14,27 @@ static void common_log(void *user_data, ft_log_level level, const char *message)
   fprintf(stderr, "%s%s\n", level == FT_LOG_WARNING ? "warning: " : "", message);
 }
 
-/* --dtype fp32 or bf16 */
-static bool common_dtype(const char *name, ft_dtype *dtype) {
-  *dtype = strcmp(name, "bf16") == 0 ? FT_BF16 : FT_F32;
-  return *dtype == FT_BF16 || strcmp(name, "fp32") == 0;
-}
-
 /* Warnings are told anyway; quiet leaves out the rest. */
 static void common_log_warnings(void *user_data, ft_log_level level, const char *message) {
   if (level == FT_LOG_WARNING) common_log(user_data, level, message);
 }
 
-static ft_context *common_context_of(int threads, bool quiet, ft_dtype compute_dtype) {
+/* dtype: what --dtype says, "fp32" or "bf16". After a failure, which it tells, NULL. */
+static ft_context *common_context(int threads, bool quiet, const char *dtype) {
   ft_context_options options;
   ft_context *context;
   memset(&options, 0, sizeof options);
   options.threads = threads;
-  options.compute_dtype = compute_dtype;
-  options.log = !quiet ? common_log : compute_dtype == FT_F32 ? NULL : common_log_warnings;
+  options.compute_dtype = strcmp(dtype, "bf16") == 0 ? FT_BF16 : FT_F32;
+  if (options.compute_dtype == FT_F32 && strcmp(dtype, "fp32") != 0) {
+    fprintf(stderr, "error: --dtype %s is unknown: fp32 or bf16\n", dtype);
+    return NULL;
+  }
+  options.log = !quiet ? common_log : options.compute_dtype == FT_F32 ? NULL : common_log_warnings;
   context = ft_context_create(&options);
   if (!context) fprintf(stderr, "%s\n", ft_error_message(NULL));
   return context;
 }
-
-static ft_context *common_context(int threads, bool quiet) { return common_context_of(threads, quiet, FT_F32); }
 
 /* Says the context's error on stderr. */
 static int common_failed(const ft_context *context) {

@@ -129,7 +129,7 @@ static int command_inspect(int argc, char **argv) {
   if (positional.count < 1 || positional.count > 2)
     return common_usage("usage: ft inspect DIR [\"some text\"] [options]");
   if ((usage = selection_check(&chosen)) != NULL) return common_usage(usage);
-  if (!(context = common_context(0, true))) return EXIT_FAILED;
+  if (!(context = common_context(0, true, "fp32"))) return EXIT_FAILED;
   memset(&model_options, 0, sizeof model_options);
   model_options.labels = (int)labels;
   selection_options(&chosen, &model_options);

@@ -23,7 +23,7 @@ static int command_merge(int argc, char **argv) {
     fprintf(stderr, "error: %s already holds a model: choose another directory, or --overwrite it\n", output);
     return EXIT_FAILED;
   }
-  if (!(context = common_context(0, true))) return EXIT_FAILED;
+  if (!(context = common_context(0, true, "fp32"))) return EXIT_FAILED;
   ok = adapter_open(context, positional.value[0], base, NULL, &opened);
   if (ok && !opened.adapter)
     ok = ft_error_set(context, FT_ERROR_ARGUMENT, "this is no PEFT directory: it has no adapter_config.json") == FT_OK;

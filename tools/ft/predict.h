@@ -21,14 +21,14 @@ static void predict_close(predict_inputs *in) {
 
 static bool predict_open(predict_inputs *in, const char *directory, const char *base,
                          const ft_model_options *model_options, const char *csv, const char *text_column,
-                         const char *pair_column, int max_length, int threads) {
+                         const char *pair_column, int max_length, int threads, const char *dtype) {
   ft_dataset_options options;
   memset(in, 0, sizeof *in);
   memset(&options, 0, sizeof options);
   options.text_column = text_column;
   options.pair_column = pair_column;
   options.unlabelled = true;
-  if (!(in->context = common_context(threads, true))) return false;
+  if (!(in->context = common_context(threads, true, dtype))) return false;
   if (!adapter_open(in->context, directory, base, model_options, &in->opened)) return false;
   in->model = in->opened.model;
   in->tokenizer = ft_tokenizer_load(in->context, in->opened.tokenizer);
@@ -204,7 +204,7 @@ static bool predict_text(const predict_inputs *in, const ft_scoring_options *opt
 
 static int command_predict(int argc, char **argv) {
   static const char usage[] = "ft predict DIR (\"some text\" | --csv FILE [--text COLUMN]) [options]";
-  const char *csv = NULL, *text_column = NULL, *pair_column = NULL, *base = NULL;
+  const char *csv = NULL, *text_column = NULL, *pair_column = NULL, *base = NULL, *dtype = "fp32";
   long long batch_size = 32, max_length = 0, threads = 0;
   bool with_logits = false, ok;
   ft_scoring_options scoring;
@@ -216,6 +216,7 @@ static int command_predict(int argc, char **argv) {
       {"--base", ARGUMENT_TEXT, &base, "of a PEFT directory: its base model (the one that it names)"},
       {"--batch-size", ARGUMENT_INTEGER, &batch_size, "texts at a time (32)"},
       {"--max-length", ARGUMENT_INTEGER, &max_length, "tokens of a text (the tokenizer's or model's limit)"},
+      {"--dtype", ARGUMENT_TEXT, &dtype, "fp32, or bf16: products of matrices in bfloat16 (fp32)"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
   arguments_positional positional;
   predict_inputs in;
@@ -225,7 +226,8 @@ static int command_predict(int argc, char **argv) {
     return EXIT_USAGE;
   }
   memset(&scoring, 0, sizeof scoring);
-  ok = predict_open(&in, positional.value[0], base, NULL, csv, text_column, pair_column, (int)max_length, (int)threads);
+  ok = predict_open(&in, positional.value[0], base, NULL, csv, text_column, pair_column, (int)max_length, (int)threads,
+                    dtype);
   if (!ok && in.context) common_failed(in.context);
   if (ok && (ok = predict_has_head(&in.opened))) {
     scoring.batch_size = (int)batch_size;
@@ -246,7 +248,7 @@ static int command_predict(int argc, char **argv) {
 static int command_embed(int argc, char **argv) {
   static const char usage[] = "ft embed DIR --csv FILE --out FILE.safetensors [--text COLUMN] [options]";
   static const char *const metadata[] = {"format", "pt"};
-  const char *csv = NULL, *text_column = NULL, *pool = "mean", *out = NULL, *base = NULL;
+  const char *csv = NULL, *text_column = NULL, *pool = "mean", *out = NULL, *base = NULL, *dtype = "fp32";
   long long batch_size = 32, max_length = 0, threads = 0;
   bool normalize = false, ok;
   const arguments_option table[] = {
@@ -258,6 +260,7 @@ static int command_embed(int argc, char **argv) {
       {"--base", ARGUMENT_TEXT, &base, "of a PEFT directory: its base model (the one that it names)"},
       {"--batch-size", ARGUMENT_INTEGER, &batch_size, "texts at a time (32)"},
       {"--max-length", ARGUMENT_INTEGER, &max_length, "tokens of a text (the tokenizer's or model's limit)"},
+      {"--dtype", ARGUMENT_TEXT, &dtype, "fp32, or bf16: products of matrices in bfloat16 (fp32)"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
   arguments_positional positional;
   predict_inputs in;
@@ -274,7 +277,8 @@ static int command_embed(int argc, char **argv) {
   memset(&scoring, 0, sizeof scoring);
   scoring.batch_size = (int)batch_size;
   options.encoder_only = true;
-  ok = predict_open(&in, positional.value[0], base, &options, csv, text_column, NULL, (int)max_length, (int)threads);
+  ok = predict_open(&in, positional.value[0], base, &options, csv, text_column, NULL, (int)max_length, (int)threads,
+                    dtype);
   if (ok) {
     scoring.adapter = in.opened.adapter;
     memset(&item, 0, sizeof item);

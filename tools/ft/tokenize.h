@@ -90,7 +90,7 @@ static int command_tokenize(int argc, char **argv) {
     options.truncation = FT_TRUNCATE_ONLY_SECOND;
   else if (strcmp(truncation, "longest_first") != 0)
     return common_usage("--truncation is longest_first, only_first or only_second");
-  if (!(context = common_context(1, false))) return EXIT_FAILED;
+  if (!(context = common_context(1, false, "fp32"))) return EXIT_FAILED;
   tokenizer = ft_tokenizer_load(context, positional.value[0]);
   ok = tokenizer && (text = tokenize_read(positional.value[1], &size)) != NULL &&
        (!pair_path || (pair = tokenize_read(pair_path, &pair_size)) != NULL);

@@ -284,7 +284,6 @@ static const char *train_check_usage(const train_command *c, const arguments_pos
   if (selection_is_lora(&c->chosen) && (c->reinitialize || c->unfreeze_per_epoch))
     return "--reinit-layers and --unfreeze-per-epoch do not go with --method lora: its base model stays as it is";
   if (c->reinitialize < 0 || c->reinitialize > 64) return "--reinit-layers is at most the number of layers";
-  if (strcmp(c->dtype, "fp32") != 0) return "--dtype is fp32";
   if (!ft_schedule_parse(c->schedule, &schedule)) return "--schedule is linear, cosine or constant";
   if (strcmp(c->task, "single-label") != 0 && strcmp(c->task, "multi-label") != 0 && strcmp(c->task, "regression") != 0)
     return "--task is single-label, multi-label or regression";
@@ -347,7 +346,7 @@ static int command_train(int argc, char **argv) {
       {"--keep-last", ARGUMENT_FLAG, &c.keep_last, "keep the last epoch's model, not the best"},
       {"--init", ARGUMENT_TEXT, &c.initial, "safetensors whose tensors replace parameters before training"},
       {"--limit", ARGUMENT_INTEGER, &c.limit, "use only the first N training rows"},
-      {"--dtype", ARGUMENT_TEXT, &c.dtype, "fp32"},
+      {"--dtype", ARGUMENT_TEXT, &c.dtype, "fp32, or bf16: products of matrices in bfloat16 (fp32)"},
       {"--threads", ARGUMENT_INTEGER, &c.threads, "(one per processor)"},
       {"--jsonl", ARGUMENT_TEXT, &c.jsonl, "log of steps, evaluations and the end, a JSON object a line"},
       {"--quiet", ARGUMENT_FLAG, &c.quiet, "no progress on stderr"}};
@@ -362,7 +361,7 @@ static int command_train(int argc, char **argv) {
 #ifndef _WIN32
   c.is_terminal = isatty(2) && !c.quiet;
 #endif
-  if (!(c.context = common_context((int)c.threads, c.quiet))) return EXIT_FAILED;
+  if (!(c.context = common_context((int)c.threads, c.quiet, c.dtype))) return EXIT_FAILED;
   ok = train_execute(&c);
   if (c.log) fclose(c.log);
   ft_adapter_free(c.adapter);
