@@ -437,6 +437,10 @@ typedef struct ft_batch { /* start from {0}; arrays grow and are used again */
   ft_context *owner;                       /* private */
 } ft_batch;
 
+/* Rows in an order by which batches of batch_size texts have like lengths, as Trainer's group_by_length has it: the given
+   order is cut into groups of up to 50 batches (of fewer where there would be less than four groups), each group is
+   sorted longest first, and the longest text of all changes places with the first. order [rows], as ft_shuffle made it. */
+FT_API ft_status ft_group_by_length(ft_context *context, const ft_encoded *encoded, int64_t *order, int64_t batch_size);
 /* batch = the given rows of an encoded dataset, in that order. */
 FT_API ft_status ft_batch_select(ft_context *context, ft_batch *batch, const ft_encoded *encoded, const int64_t *rows,
                                  int64_t count);
@@ -832,6 +836,7 @@ typedef struct ft_train_options {
   int max_length;           /* 0: the smaller of the tokenizer's and the model's positions */
   uint64_t seed;            /* 0: 42 */
   bool no_shuffle;
+  bool group_by_length; /* see ft_group_by_length */
   bool no_dropout;
   bool keep_last;            /* keep the last weights, not those of the best evaluation */
   int evaluation_batch_size; /* 0: 32 */
@@ -15988,22 +15993,44 @@ static int64_t ft__row_length(const ft_encoded *encoded, int64_t row) {
   return encoded->offsets[row + 1] - encoded->offsets[row];
 }
 
-/* order [rows] = the rows, longest text first, equal ones in their own order (counting sort). */
-static bool ft__order_by_length(ft_context *context, const ft_encoded *encoded, int64_t *order) {
-  int64_t row, length, longest = 0, start = 0, *places;
-  for (row = 0; row < encoded->rows; ++row)
-    if (ft__row_length(encoded, row) > longest) longest = ft__row_length(encoded, row);
-  places = (int64_t *)ft__allocate_zero(context, (size_t)(longest + 1) * sizeof *places);
+/* Sorts rows by the length of their texts, longest first; equal ones keep their order (counting sort). */
+static bool ft__sort_by_length(ft_context *context, const ft_encoded *encoded, int64_t *rows, int64_t count) {
+  int64_t i, length, longest = 0, start = 0, *places, *sorted;
+  for (i = 0; i < count; ++i)
+    if (ft__row_length(encoded, rows[i]) > longest) longest = ft__row_length(encoded, rows[i]);
+  places = (int64_t *)ft__allocate_zero(context, (size_t)(longest + 1 + count) * sizeof *places);
   if (!places) return false;
-  for (row = 0; row < encoded->rows; ++row) ++places[ft__row_length(encoded, row)];
+  sorted = places + longest + 1;
+  for (i = 0; i < count; ++i) ++places[ft__row_length(encoded, rows[i])];
   for (length = longest; length >= 0; --length) {
-    int64_t count = places[length];
+    int64_t texts = places[length];
     places[length] = start;
-    start += count;
+    start += texts;
   }
-  for (row = 0; row < encoded->rows; ++row) order[places[ft__row_length(encoded, row)]++] = row;
+  for (i = 0; i < count; ++i) sorted[places[ft__row_length(encoded, rows[i])]++] = rows[i];
+  memcpy(rows, sorted, (size_t)count * sizeof *rows);
   ft__release(context, places);
   return true;
+}
+
+FT_API ft_status ft_group_by_length(ft_context *context, const ft_encoded *encoded, int64_t *order,
+                                    int64_t batch_size) {
+  int64_t batches, size, start, longest = 0;
+  if (!encoded || !order) return ft__null_status(context, "ft_group_by_length needs encoded texts and an order");
+  if (batch_size < 1) return ft__error(context, FT_ERROR_ARGUMENT, "ft_group_by_length: a batch has one text or more");
+  batches = encoded->rows / 4 / batch_size;
+  size = (batches < 1 ? 1 : batches < 50 ? batches : 50) * batch_size;
+  for (start = 0; start < encoded->rows; start += size) {
+    int64_t rest = encoded->rows - start;
+    if (!ft__sort_by_length(context, encoded, order + start, rest < size ? rest : size)) return context->status;
+    if (ft__row_length(encoded, order[start]) > ft__row_length(encoded, order[longest])) longest = start;
+  }
+  if (encoded->rows > 0) { /* the longest text of all comes first: if memory is short, it shows at once */
+    int64_t first = order[0];
+    order[0] = order[longest];
+    order[longest] = first;
+  }
+  return FT_OK;
 }
 
 /* What is done with each batch: its rows are rows[0 .. batch->texts). */
@@ -16023,7 +16050,8 @@ static ft_status ft__run_over(ft_context *context, const ft_model *model, const 
   options.features = scoring ? scoring->features : NULL;
   options.adapter = scoring ? scoring->adapter : NULL;
   order = (int64_t *)ft__allocate(context, ((size_t)encoded->rows + 1) * sizeof *order);
-  if (!order || !ft__order_by_length(context, encoded, order)) status = context->status;
+  for (start = 0; order && start < encoded->rows; ++start) order[start] = start;
+  if (!order || !ft__sort_by_length(context, encoded, order, encoded->rows)) status = context->status;
   for (start = 0; status == FT_OK && start < encoded->rows; start += batch_size) {
     int64_t count = encoded->rows - start < batch_size ? encoded->rows - start : batch_size;
     options.feature_rows = order + start;
@@ -16354,7 +16382,7 @@ FT_API ft_features *ft_features_create(ft_context *context, const ft_model *mode
 
        ft_features_create                                        if the frozen part is to be cached
        for each epoch:
-         shuffle the rows
+         ft_shuffle, ft_group_by_length                        the rows
          for each batch of rows:
            ft_model_forward, ft_model_loss, ft_backward            gradients
            ft_optimizer_gradient_norm, ft_clip_factor              clipping
@@ -16416,13 +16444,18 @@ static void ft__plan_batches(ft__trainer *t) {
   t->starts[t->batches] = t->encoded->rows;
 }
 
-static void ft__plan_epoch(ft__trainer *t, int64_t epoch) {
+static ft_status ft__plan_epoch(ft__trainer *t, int64_t epoch) {
+  ft_status status = FT_OK;
   int64_t i;
   if (t->options.no_shuffle)
     for (i = 0; i < t->encoded->rows; ++i) t->order[i] = i;
   else
     ft_shuffle(t->order, t->encoded->rows, t->options.seed + (uint64_t)epoch);
+  if (t->options.group_by_length)
+    status = ft_group_by_length(t->context, t->encoded, t->order,
+                                (int64_t)t->options.batch_size * t->options.gradient_accumulation);
   ft__plan_batches(t);
+  return status;
 }
 
 static ft_status ft__train_prepare(ft__trainer *t, const ft_tokenizer *tokenizer) {
@@ -16447,7 +16480,7 @@ static ft_status ft__train_prepare(ft__trainer *t, const ft_tokenizer *tokenizer
   if (!t->optimizer || (t->evaluation && !t->options.keep_last && !t->best) || !t->order || !t->starts || !t->labels ||
       !t->targets)
     return ft_error_status(context);
-  ft__plan_epoch(t, 0);
+  if (ft__plan_epoch(t, 0) != FT_OK) return ft_error_status(context);
   t->steps_per_epoch = (t->batches + t->options.gradient_accumulation - 1) / t->options.gradient_accumulation;
   steps = t->options.epochs * (double)t->steps_per_epoch;
   t->total_steps = t->options.max_steps > 0 ? t->options.max_steps : (int64_t)ceil(steps - 1e-9);
@@ -16611,8 +16644,8 @@ static ft_status ft__train_epochs(ft__trainer *t) {
   if (t->options.cache_frozen) status = ft__train_cache(t);
   t->cache_seconds = ft_seconds() - t->start_time;
   for (epoch = 0; status == FT_OK && t->step < t->total_steps; ++epoch) {
-    ft__plan_epoch(t, epoch);
-    status = ft__train_unfreeze(t, epoch);
+    status = ft__plan_epoch(t, epoch);
+    if (status == FT_OK) status = ft__train_unfreeze(t, epoch);
     for (batch = 0; status == FT_OK && batch < t->batches && t->step < t->total_steps;
          batch += t->options.gradient_accumulation)
       status = ft__train_step(t, batch);

@@ -288,6 +288,35 @@ static void test_shuffle(void) {
   ft_shuffle(order, 0, 42); /* nothing to do */
 }
 
+/* get_length_grouped_indices of transformers, for a shuffled order of 103 texts. */
+static void test_group_by_length(ft_context *context) {
+  static const struct {
+    int64_t batch_size;
+    uint64_t seed;
+    int64_t first[6], checksum;
+  } expected[] = {{4, 42, {36, 67, 66, 29, 27, 64}, 276280},
+                  {1, 7, {36, 67, 65, 27, 100, 62}, 264438},
+                  {200, 3, {36, 73, 72, 35, 71, 34}, 254829}};
+  int64_t offsets[104], order[103], i, checksum;
+  ft_encoded encoded;
+  size_t k;
+  memset(&encoded, 0, sizeof encoded);
+  encoded.offsets = offsets;
+  encoded.rows = 103;
+  offsets[0] = 0;
+  for (i = 0; i < 103; ++i) offsets[i + 1] = offsets[i] + i * 7919 % 37 + 2;
+  for (k = 0; k < sizeof expected / sizeof *expected; ++k) {
+    ft_shuffle(order, 103, expected[k].seed);
+    CHECK(ft_group_by_length(context, &encoded, order, expected[k].batch_size) == FT_OK);
+    CHECK(memcmp(order, expected[k].first, sizeof expected[k].first) == 0);
+    for (i = checksum = 0; i < 103; ++i) checksum += (i + 1) * order[i];
+    CHECK(checksum == expected[k].checksum);
+  }
+  CHECK(ft_group_by_length(context, &encoded, order, 0) == FT_ERROR_ARGUMENT);
+  encoded.rows = 0;
+  CHECK(ft_group_by_length(context, &encoded, order, 4) == FT_OK);
+}
+
 /* Moments of 200,000 numbers; the tolerances are five standard errors. */
 static void test_normal(void) {
   const int64_t count = 200000;
@@ -357,6 +386,7 @@ int main(void) {
   test_philox();
   test_mersenne();
   test_shuffle();
+  test_group_by_length(context);
   test_normal();
   test_dropout_masks();
   test_finite();

@@ -107,18 +107,20 @@ static void test_repeats(const char *directory) {
   free(one.weights), free(two.weights), free(three.weights), free(again.weights), free(a.weights), free(b.weights);
 }
 
-/* Without dropout, the seed only shuffles; without shuffling, it does nothing. */
-static void test_seed(void) {
-  run a = run_new(distilbert), b = run_new(distilbert), c = run_new(distilbert);
+/* Without dropout, the seed only shuffles; without shuffling, it does nothing. Batches of like lengths are others. */
+static void test_order(void) {
+  run a = run_new(distilbert), b = run_new(distilbert), c = run_new(distilbert), d = run_new(distilbert);
   a.dropout = b.dropout = c.dropout = 0.1;
-  a.options.no_dropout = b.options.no_dropout = c.options.no_dropout = true;
+  a.options.no_dropout = b.options.no_dropout = c.options.no_dropout = d.options.no_dropout = true;
   a.options.no_shuffle = b.options.no_shuffle = true;
-  a.options.seed = c.options.seed = 5;
+  a.options.seed = c.options.seed = d.options.seed = 5;
   b.options.seed = 6;
-  run_go(&a, 1), run_go(&b, 1), run_go(&c, 1);
+  d.options.group_by_length = true;
+  run_go(&a, 1), run_go(&b, 1), run_go(&c, 1), run_go(&d, 1);
+  CHECK(d.status == FT_OK && d.steps == c.steps && !same_runs(&c, &d));
   CHECK(same_runs(&a, &b));
   CHECK(!same_runs(&a, &c));
-  free(a.weights), free(b.weights), free(c.weights);
+  free(a.weights), free(b.weights), free(c.weights), free(d.weights);
 }
 
 /* ---- options ---- */
@@ -249,7 +251,7 @@ static void test_head_only(void) {
 int main(void) {
   test_repeats(bert);
   test_repeats(distilbert);
-  test_seed();
+  test_order();
   test_accumulation();
   test_mean_loss();
   test_batch_tokens();

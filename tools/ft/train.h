@@ -13,7 +13,7 @@ typedef struct train_command {
   long long batch_size, batch_tokens, max_length, seed, threads, accumulation, max_steps, limit;
   long long reinitialize, unfreeze_per_epoch, cache_memory;
   double epochs, learning_rate, weight_decay, warmup, max_gradient_norm, layer_decay;
-  bool overwrite, no_dropout, keep_last, quiet, cache, no_cache;
+  bool overwrite, no_dropout, keep_last, quiet, cache, no_cache, group_by_length;
   /* filled in while running */
   ft_context *context;
   ft_tokenizer *tokenizer;
@@ -198,6 +198,7 @@ static bool train_run(train_command *c, ft_train_result *result) {
   options.max_length = (int)c->max_length;
   options.seed = (uint64_t)c->seed;
   options.no_dropout = c->no_dropout;
+  options.group_by_length = c->group_by_length;
   options.keep_last = c->keep_last;
   options.adapter = c->adapter;
   options.layer_decay = c->layer_decay;
@@ -337,6 +338,7 @@ static int command_train(int argc, char **argv) {
       {"--warmup", ARGUMENT_NUMBER, &c.warmup, "steps, or a share of all if below 1 (0)"},
       {"--batch-size", ARGUMENT_INTEGER, &c.batch_size, "texts (16)"},
       {"--batch-tokens", ARGUMENT_INTEGER, &c.batch_tokens, "instead: as many texts as fit into so many tokens"},
+      {"--group-by-length", ARGUMENT_FLAG, &c.group_by_length, "batches of texts of like length"},
       {"--gradient-accumulation", ARGUMENT_INTEGER, &c.accumulation, "batches to a step (1)"},
       {"--max-length", ARGUMENT_INTEGER, &c.max_length, "tokens of a text (the tokenizer's or model's limit)"},
       {"--weight-decay", ARGUMENT_NUMBER, &c.weight_decay, "(0.01)"},
