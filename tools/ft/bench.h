@@ -41,13 +41,87 @@ static long bench_peak_mib(void) {
 #endif
 }
 
-/* Floating-point operations of a forward pass: 2 for each weight and token, and attention's two products. */
+/* Floating-point operations of a forward pass: 2 for each weight and token, and attention's two products. The last
+   layer does what stands behind attention for the first token of each text alone. */
 static double bench_operations(const ft_config *config, const ft_batch *batch) {
   double hidden = config->hidden_size, wide = config->intermediate_size, layers = config->layers, squares = 0;
+  double before = 2 * 3 * hidden * hidden, behind = 2 * (hidden * hidden + 2 * hidden * wide);
   int64_t b;
   for (b = 0; b < batch->texts; ++b) squares += (double)batch->lengths[b] * (double)batch->lengths[b];
-  return layers * (2 * (double)batch->tokens * (4 * hidden * hidden + 2 * hidden * wide) + 4 * squares * hidden);
+  return layers * ((double)batch->tokens * before + 4 * squares * hidden) +
+         ((layers - 1) * (double)batch->tokens + (double)batch->texts) * behind;
 }
+
+/* ---- what the processor can do at most, on all threads at once ---- */
+
+#if FT__FAST
+enum { BENCH_K = 256, BENCH_FLOATS = 1 << 23 };
+
+typedef struct bench_bound {
+  const ft__micro *micro;
+  float *memory[64]; /* of each piece */
+  int64_t repeats;
+} bench_bound;
+
+/* The innermost kernel of the products over panels that stay in the first-level cache. */
+static void bench_multiply(void *argument, int64_t piece, int thread) {
+  const bench_bound *job = (const bench_bound *)argument;
+  const ft__micro *micro = job->micro;
+  float *a = job->memory[piece], *b = a + FT__TILE_ROWS * ft__packed_line(micro, BENCH_K);
+  float *c = b + FT__TILE_COLUMNS * ft__packed_line(micro, BENCH_K);
+  int64_t i;
+  (void)thread;
+  if (micro->begin) micro->begin();
+  for (i = 0; i < job->repeats; ++i) micro->tile(BENCH_K, a, b, c, micro->columns, true);
+  if (micro->end) micro->end();
+}
+
+/* Copies memory that no cache holds. */
+static void bench_copy(void *argument, int64_t piece, int thread) {
+  const bench_bound *job = (const bench_bound *)argument;
+  int64_t i;
+  (void)thread;
+  for (i = 0; i < job->repeats; ++i)
+    memcpy(job->memory[piece], job->memory[piece] + BENCH_FLOATS / 2, BENCH_FLOATS / 2 * sizeof(float));
+}
+
+/* The best of five trials: GFLOP/s of the kernel for this context's products; GB/s read and written by a copy. */
+static bool bench_bounds(ft_context *context, double *gflops, double *bandwidth) {
+  int i, threads = ft_context_threads(context) < 64 ? ft_context_threads(context) : 64;
+  bool ok = true;
+  bench_bound job;
+  memset(&job, 0, sizeof job);
+  job.micro = ft__micro_choose(context);
+  *gflops = *bandwidth = 0;
+  for (i = 0; i < threads; ++i) {
+    job.memory[i] = (float *)ft_allocate(context, BENCH_FLOATS * sizeof(float));
+    ok = ok && job.memory[i];
+    if (ok) memset(job.memory[i], 0, BENCH_FLOATS * sizeof(float));
+  }
+  for (i = 0; ok && i < 5; ++i) {
+    double start = ft_seconds(), rate, work;
+    job.repeats = 100000;
+    ft__parallel_for(context, threads, bench_multiply, &job);
+    work = 2.0 * job.micro->rows * job.micro->columns * BENCH_K * (double)job.repeats * threads;
+    rate = 1e-9 * work / (ft_seconds() - start);
+    if (rate > *gflops) *gflops = rate;
+    start = ft_seconds();
+    job.repeats = 8;
+    ft__parallel_for(context, threads, bench_copy, &job);
+    work = (double)(BENCH_FLOATS * sizeof(float)) * (double)job.repeats * threads;
+    rate = 1e-9 * work / (ft_seconds() - start);
+    if (rate > *bandwidth) *bandwidth = rate;
+  }
+  for (i = 0; i < threads; ++i) ft_release(context, job.memory[i]);
+  return ok;
+}
+#else
+static bool bench_bounds(ft_context *context, double *gflops, double *bandwidth) {
+  (void)context;
+  *gflops = *bandwidth = 0; /* the plain loops know no bound */
+  return false;
+}
+#endif
 
 static bool bench_step(bench_state *s, long long step, const int64_t *rows, const int32_t *labels, double *seconds) {
   ft_forward_options options;
@@ -83,7 +157,7 @@ static int bench_compare_entries(const void *a, const void *b) {
 
 static void bench_print_profile(const bench_state *s, double total) {
   ft_profile_entry entries[BENCH_ENTRIES];
-  double sum = 0, steps = (double)(s->steps - BENCH_WARMUP);
+  double peak = 0, bandwidth = 0, sum = 0, steps = (double)(s->steps - BENCH_WARMUP);
   int i, count = 0;
   const ft_profile_entry *given = ft_profile_entries(s->context, &count);
   for (i = 0; i < count && i < BENCH_ENTRIES; ++i) {
@@ -93,11 +167,20 @@ static void bench_print_profile(const bench_state *s, double total) {
     sum += entries[i].seconds;
   }
   qsort(entries, (size_t)i, sizeof *entries, bench_compare_entries);
-  fprintf(stderr, "%-24s %8s %9s %7s %9s %7s\n", "back end", "calls", "ms/step", "share", "GFLOP/s", "GB/s");
-  for (count = i, i = 0; i < count && entries[i].calls; ++i)
-    fprintf(stderr, "%-24s %8lld %9.3f %6.1f%% %9.1f %7.1f\n", entries[i].name, (long long)entries[i].calls,
-            1e3 * entries[i].seconds / steps, 100 * entries[i].seconds / total,
-            1e-9 * entries[i].operations / entries[i].seconds, 1e-9 * entries[i].bytes / entries[i].seconds);
+  if (!bench_bounds(s->context, &peak, &bandwidth))
+    peak = bandwidth = 1e30;
+  else
+    fprintf(stderr, "at most %.1f GFLOP/s (the products' innermost kernel, from cache) and %.1f GB/s (a copy)\n", peak,
+            bandwidth);
+  fprintf(stderr, "%-24s %8s %9s %7s %9s %7s %9s\n", "back end", "calls", "ms/step", "share", "GFLOP/s", "GB/s",
+          "of bound");
+  for (count = i, i = 0; i < count && entries[i].calls; ++i) {
+    double rate = 1e-9 * entries[i].operations / entries[i].seconds,
+           flow = 1e-9 * entries[i].bytes / entries[i].seconds;
+    fprintf(stderr, "%-24s %8lld %9.3f %6.1f%% %9.1f %7.1f %8.1f%%\n", entries[i].name, (long long)entries[i].calls,
+            1e3 * entries[i].seconds / steps, 100 * entries[i].seconds / total, rate, flow,
+            100 * (rate / peak > flow / bandwidth ? rate / peak : flow / bandwidth));
+  }
   fprintf(stderr, "%-24s %8s %9.3f %6.1f%%\n", "all else", "", 1e3 * (total - sum) / steps,
           100 * (total - sum) / total);
 }
