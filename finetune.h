@@ -9763,7 +9763,8 @@ static void ft__pack_all(float *packed, int width, const float *x, int64_t line_
 
    8 of its 24 bits each, and the six products  x y = x1 y1 + (x1 y2 + x2 y1) + (x1 y3 + x2 y2 + x3 y1)  leave out less
    than 2^-25 of |x y|, less than float32 arithmetic does: six times the work, which AMX does in two thirds of the time.
-   (Numbers below 1e-33, whose x3 is not a normal number, lose bits; above 3.39e38 there is no finite x1.)
+   (Numbers below 1e-33, whose x3 is not a normal number, lose bits; above 3.39e38 there is no finite x1, and the product
+   is NaN, as it is of an infinite number.)
 
    Panels are cut in blocks of 32 steps of k, the last one filled up with zeros. A 32-bit word holds steps p and p + 16
    of a line, p < 16. A's block is [pieces][rows][16 words]; B's is [pieces][16 words][columns]. */
