@@ -34,7 +34,7 @@
 
        cc -O2 program.c -o program -lm
 
-   Kernels are chosen when the program runs (AVX-512, AVX2, NEON or plain C): no other compiler flag is needed.
+   Kernels are chosen when the program runs (AMX, AVX-512, AVX2, NEON or plain C): no other compiler flag is needed.
 
    finetune.h DOES NOT
    - pretrain from nothing on billions of words, or run decoders such as GPT: it fine-tunes encoders;
@@ -50,9 +50,10 @@
      Part II, the implementation (FT_IMPLEMENTATION), a chapter each
        >>memory and errors  >>threads  >>random numbers  >>text  >>json parsing  >>files  >>safetensors files
        >>tables  >>datasets  >>tokenizer  >>vocabulary  >>normalising  >>tokenizer objects  >>wordpiece
-        >>byte-pair encoding  >>unigram  >>pre-tokenizers  >>added tokens  >>encoding texts  >>loading tokenizers
-        >>kernels  >>tape  >>operations  >>batching  >>encoder  >>adapters  >>adamw  >>scores  >>scoring
-        >>frozen features  >>training loop
+       >>byte-pair encoding  >>unigram  >>pre-tokenizers  >>added tokens  >>encoding texts  >>loading tokenizers
+       >>kernels  >>tape  >>operations  >>batching  >>encoder  >>adapters  >>adamw  >>scores  >>scoring
+       >>frozen features  >>training loop
+
    COMPILE-TIME OPTIONS (define them in the implementation file; FT_STATIC and FT_REAL wherever the header is included)
      FT_STATIC       every function is static: the library is private to one file
      FT_NO_THREADS   no threads: everything runs on the caller's
