@@ -45,14 +45,14 @@
    CONTENTS (search for the tag)
      Part I, what a user reads: documentation, then declarations
        >>conventions  >>context  >>json        >>safetensors  >>tables     >>datasets   >>hub        >>tokenizer
-       >>batches      >>tensors  >>operations  >>model        >>features   >>adapters   >>optimizer  >>metrics
-       >>training     >>backend
+       >>batches      >>tensors  >>operations  >>model        >>features   >>adapters   >>optimizer  >>plan
+       >>metrics      >>training >>backend
      Part II, the implementation (FT_IMPLEMENTATION), a chapter each
        >>memory and errors  >>threads  >>random numbers  >>text  >>json parsing  >>files  >>safetensors files
        >>tables  >>datasets  >>tokenizer  >>vocabulary  >>normalising  >>tokenizer objects  >>wordpiece
        >>byte-pair encoding  >>unigram  >>pre-tokenizers  >>added tokens  >>encoding texts  >>loading tokenizers
-       >>kernels  >>tape  >>operations  >>batching  >>encoder  >>adapters  >>adamw  >>scores  >>scoring
-       >>frozen features  >>training loop
+       >>kernels  >>tape  >>operations  >>batching  >>encoder  >>adapters  >>adamw  >>plan  >>scores
+       >>scoring  >>frozen features  >>training loop
 
    COMPILE-TIME OPTIONS (define them in the implementation file; FT_STATIC and FT_REAL wherever the header is included)
      FT_STATIC       every function is static: the library is private to one file
@@ -497,6 +497,8 @@ FT_API void ft_no_grad_begin(ft_context *context);
 FT_API void ft_no_grad_end(ft_context *context);
 /* Bytes that temporary tensors have taken at most since the context was made. */
 FT_API int64_t ft_tape_peak_bytes(const ft_context *context);
+/* Takes the memory for so many bytes of them now, in one piece; while there are none. */
+FT_API ft_status ft_tape_reserve(ft_context *context, int64_t bytes);
 
 /* ---------------------------------------------------------------------------------------------------------------------
    >>operations. Each returns a new temporary tensor, or NULL with an error that names the operation and the shapes.
@@ -654,6 +656,9 @@ typedef struct ft_forward_options {
   const ft_features *features; /* start from this output of the lower parts ... */
   const int64_t *feature_rows; /* ... [B]: the texts' rows in the encoded dataset that the features were made of */
   const ft_adapter *adapter;   /* runs with the model, which stays as it is; NULL: the model alone */
+  /* Keep of each layer its input alone: ft_backward runs the layer again. Less memory for one more forward pass; the
+     same results, bit for bit. The model and the adapter must stay as they are until then. */
+  bool gradient_checkpointing;
 } ft_forward_options;
 
 typedef struct ft_output { /* tensors live until ft_tape_clear */
@@ -781,6 +786,25 @@ FT_API double ft_schedule_factor(ft_schedule schedule, int64_t step, int64_t war
 FT_API bool ft_schedule_parse(const char *name, ft_schedule *schedule); /* "linear", "cosine", "constant" */
 
 /* ---------------------------------------------------------------------------------------------------------------------
+   >>plan: the memory and the work of a training step, known before it runs */
+
+typedef struct ft_plan {
+  int64_t weights;     /* bytes of all parameters, the adapter's too */
+  int64_t gradients;   /* of those that train */
+  int64_t moments;     /* of AdamW: two for each that trains */
+  int64_t activations; /* what temporary tensors take at most: ft_tape_peak_bytes after such a step */
+  int64_t total;       /* the sum: the step's peak, in the back end's memory */
+  double forward_operations, backward_operations; /* multiplications and additions of matrix products and attention */
+} ft_plan;
+
+/* What the step ft_model_forward(batch, options), ft_model_loss, ft_backward, ft_optimizer_step takes, computed without
+   running it; of the batch only the shape counts. Between ft_no_grad_begin and _end, or without a head: the forward
+   pass alone. The model may be one loaded with shapes_only; it is as before at the end, but no other thread may use it
+   meanwhile. The plan goes to the log. Errors are those of the step. */
+FT_API ft_status ft_plan_step(ft_context *context, ft_model *model, const ft_batch *batch,
+                              const ft_forward_options *options, ft_plan *plan);
+
+/* ---------------------------------------------------------------------------------------------------------------------
    >>metrics, as scikit-learn defines them; where a denominator is 0 the value is 0 */
 
 typedef struct ft_class_metrics {
@@ -839,9 +863,10 @@ typedef struct ft_train_options {
   bool no_shuffle;
   bool group_by_length; /* see ft_group_by_length */
   bool no_dropout;
-  bool keep_last;            /* keep the last weights, not those of the best evaluation */
-  int evaluation_batch_size; /* 0: 32 */
-  double layer_decay;        /* as in ft_adamw_options */
+  bool gradient_checkpointing; /* as in ft_forward_options */
+  bool keep_last;              /* keep the last weights, not those of the best evaluation */
+  int evaluation_batch_size;   /* 0: 32 */
+  double layer_decay;          /* as in ft_adamw_options */
   /* n > 0: of what trains, the first epoch trains the topmost part (the head) alone, and each further one n parts more
      from the top down: layers, and below them the embeddings (Howard and Ruder 2018, "gradual unfreezing") */
   int unfreeze_layers_per_epoch;
@@ -1126,7 +1151,7 @@ FT_API const ft_profile_entry *ft_profile_entries(const ft_context *context, int
    All memory comes from the context's allocator. Host memory of one step (tape nodes, tensor headers) and back-end
    memory of one step (activations, gradients) each come from an arena: a list of blocks that is filled front to back,
    and emptied at once by ft_tape_clear. A step that outgrew its block leaves several; clearing replaces them by one
-   block of their total size, so that from the second step on a step allocates nothing. */
+   block for all that was in use, so that from the second step on a step allocates nothing. */
 
 typedef struct ft__block {
   struct ft__block *next;
@@ -1320,9 +1345,11 @@ static ft__block *ft__block_add(ft_context *context, ft__arena *arena, size_t si
   return block;
 }
 
+static size_t ft__least_block(const ft__arena *arena) { return arena->on_backend ? (size_t)4 << 20 : (size_t)64 << 10; }
+
 /* Memory until ft__arena_reset; 64-byte aligned relative to the block's start. */
 static void *ft__arena_allocate(ft_context *context, ft__arena *arena, size_t bytes) {
-  size_t least = arena->on_backend ? (size_t)4 << 20 : (size_t)64 << 10;
+  size_t least = ft__least_block(arena);
   char *memory;
   if (bytes > SIZE_MAX / 4) {
     ft__error(context, FT_ERROR_MEMORY, "out of memory: a step asked for %zu bytes at once", bytes);
@@ -1351,20 +1378,18 @@ static void ft__arena_free(ft_context *context, ft__arena *arena) {
   arena->current = NULL;
 }
 
-/* Empties the arena. Several blocks become one of their total size; if that cannot be had, the next step asks again, in
-   pieces. */
+/* Empties the arena. Several blocks become one that holds what was in use at most; if that cannot be had, the next step
+   asks again, in pieces. */
 static void ft__arena_reset(ft_context *context, ft__arena *arena) {
   arena->total = 0;
   arena->current = arena->first;
   if (!arena->first) return;
   arena->first->used = 0;
   if (arena->first->next) {
-    size_t size = 0;
+    size_t least = ft__least_block(arena);
     ft_status status = context->status;
-    const ft__block *block;
-    for (block = arena->first; block; block = block->next) size += block->size;
     ft__arena_free(context, arena);
-    if (!ft__block_add(context, arena, size)) context->status = status;
+    if (!ft__block_add(context, arena, (arena->peak + least - 1) / least * least)) context->status = status;
   }
 }
 
@@ -1767,6 +1792,17 @@ FT__UNUSED static bool ft__attention_keeps(const ft_dropout_mask *dropout, int64
   uint32_t random[4];
   ft__dropout_random(dropout, (uint32_t)(query * 16384 + key / 4), (uint32_t)(text * heads + head), random);
   return random[key % 4] >= ft__dropout_threshold(dropout->probability);
+}
+
+/* The mask of a site at the context's random position. */
+static ft_dropout_mask ft__dropout_mask(const ft_context *context, double probability, uint32_t site) {
+  ft_dropout_mask mask;
+  mask.probability = (float)probability;
+  mask.seed = context->random_seed;
+  mask.step = context->random_step;
+  mask.micro_batch = context->random_micro_batch;
+  mask.site = site;
+  return mask;
 }
 
 FT_API void ft_random_position(ft_context *context, uint64_t seed, int64_t step, int64_t micro_batch) {
@@ -11568,11 +11604,21 @@ FT_API const ft_profile_entry *ft_profile_entries(const ft_context *context, int
    Gradient memory of intermediate tensors is needed only between the first use that adds to it and the node that made
    the tensor. It is then handed to the next gradient of the same size: a step keeps a handful of gradient buffers
    instead of one for each activation. The first contribution overwrites and later ones add (gradient_is_set says
-   which), so gradients are never cleared for nothing. */
+   which), so gradients are never cleared for nothing.
+
+   Gradient checkpointing (Chen et al. 2016, "Training deep nets with sublinear memory cost") trades time for memory: of
+   a segment of the tape, such as a layer, only input x and output y are kept. Its nodes, and what they saved, are
+   dropped as soon as y is there; one node stands for them. When the walk reaches that node, the segment runs forward
+   again onto a tape of its own, which is walked at once and dropped again. n layers then hold n inputs and the inside
+   of one layer, for one more forward pass. The second run is the first one over again, with the same inputs and the
+   same random numbers, so nothing else changes, to the last bit. */
 
 enum { FT__INPUTS = 6, FT__SAVED = 4 };
 
 typedef struct ft__node ft__node;
+
+/* A segment for ft__checkpoint: computes piece number `index` of x into y and returns y. */
+typedef ft_tensor *(*ft__segment)(ft_context *context, const void *argument, int64_t index, ft_tensor *x, ft_tensor *y);
 
 typedef struct ft__operation {
   const char *name;
@@ -11590,6 +11636,8 @@ struct ft__node {
   int64_t integer;
   double number;
   ft_dropout_mask dropout;
+  ft__segment segment; /* of a checkpoint, with its argument: what to run again */
+  const void *argument;
 };
 
 typedef struct ft__free_gradient {
@@ -11601,6 +11649,7 @@ struct ft__tape {
   ft__node *last;
   ft__free_gradient *free_gradients; /* back-end memory of finished gradients, to be used again */
   int64_t free_count, free_capacity;
+  int64_t free_first; /* those before it are an outer tape's: not to be taken now */
 };
 
 static size_t ft__element_size(ft_dtype dtype) { return dtype == FT_F32 ? sizeof(ft_real) : ft_dtype_size(dtype); }
@@ -11777,7 +11826,7 @@ FT_API void ft_gradient_zero(ft_context *context, ft_tensor *tensor) {
 static void *ft__gradient_take(ft_context *context, size_t bytes) {
   ft__tape *tape = context->tape;
   int64_t i;
-  for (i = tape ? tape->free_count - 1 : -1; i >= 0; --i) {
+  for (i = tape ? tape->free_count - 1 : -1; i >= 0 && i >= tape->free_first; --i) {
     if (tape->free_gradients[i].bytes == bytes) {
       void *memory = tape->free_gradients[i].memory;
       tape->free_gradients[i] = tape->free_gradients[--tape->free_count];
@@ -11864,12 +11913,99 @@ static ft_tensor *ft__record(ft_context *context, ft__node *node) {
   return node->output;
 }
 
+/* Visits the tape's nodes, last to first, until one fails. */
+static ft_status ft__walk(ft_context *context) {
+  ft__node *node;
+  ft_status status = FT_OK;
+  for (node = context->tape ? context->tape->last : NULL; node && status == FT_OK; node = node->previous) {
+    ft_tensor *output = node->output;
+    if (!output->gradient_is_set) continue; /* the loss does not depend on it */
+    node->operation->backward(context, node);
+    status = context->status;
+    ft__gradient_give(context, output->gradient, ft__tensor_bytes(output));
+    output->gradient = NULL;
+    output->gradient_is_set = false;
+  }
+  return status;
+}
+
+/* ---- checkpoints ---- */
+
+typedef struct ft__tape_mark { /* a place to return to: what was recorded and allocated since is given up */
+  ft__node *last;
+  int64_t free_first, free_count;
+  ft__arena_mark host, backend;
+} ft__tape_mark;
+
+static ft__tape_mark ft__tape_here(const ft_context *context) {
+  ft__tape_mark mark;
+  mark.last = context->tape ? context->tape->last : NULL;
+  mark.free_first = context->tape ? context->tape->free_first : 0;
+  mark.free_count = context->tape ? context->tape->free_count : 0;
+  mark.host = ft__arena_here(&context->host_arena);
+  mark.backend = ft__arena_here(&context->backend_arena);
+  return mark;
+}
+
+static void ft__tape_return(ft_context *context, ft__tape_mark mark) {
+  if (context->tape) {
+    context->tape->last = mark.last;
+    context->tape->free_first = mark.free_first;
+    context->tape->free_count = mark.free_count;
+  }
+  ft__arena_return(&context->host_arena, mark.host);
+  ft__arena_return(&context->backend_arena, mark.backend);
+}
+
+/* Runs the segment again, onto an empty tape, and walks that. The gradient of x outlives it, so its memory is taken
+   first. The walk hands back the gradient of y to a list that is then forgotten: it stays y's. */
+static void ft__checkpoint_backward(ft_context *context, ft__node *node) {
+  ft_tensor *x = node->input[0], *y = node->output;
+  void *y_gradient = y->gradient;
+  ft_dropout_mask now = ft__dropout_mask(context, 0, 0);
+  int no_grad = context->no_grad;
+  ft__tape_mark mark;
+  if (x->requires_gradient && !x->gradient && !(x->gradient = ft__gradient_take(context, ft__tensor_bytes(x)))) return;
+  mark = ft__tape_here(context);
+  context->tape->last = NULL;
+  context->tape->free_first = context->tape->free_count;
+  context->no_grad = 0;
+  ft_random_position(context, node->dropout.seed, node->dropout.step, node->dropout.micro_batch);
+  if (node->segment(context, node->argument, node->integer, x, y)) ft__walk(context);
+  ft_random_position(context, now.seed, now.step, now.micro_batch);
+  context->no_grad = no_grad;
+  ft__tape_return(context, mark);
+  y->gradient = y_gradient;
+}
+
+/* y, computed by a segment from x, a temporary tensor, and the model's parameters; nothing of its inside is kept. The
+   argument lives as long as the tape. */
+static ft_tensor *ft__checkpoint(ft_context *context, ft__segment segment, const void *argument, int64_t index,
+                                 ft_tensor *x, ft_tensor *y) {
+  static const ft__operation operation = {"a checkpoint", NULL, ft__checkpoint_backward};
+  ft__node *node = ft__node_create(context, &operation);
+  ft__tape_mark mark = ft__tape_here(context);
+  if (!x || !y || !node) return NULL;
+  node->input[0] = x;
+  node->output = y;
+  node->segment = segment;
+  node->argument = argument;
+  node->integer = index;
+  node->dropout = ft__dropout_mask(context, 0, 0); /* where the random numbers stand */
+  y = segment(context, argument, index, x, y);
+  ft__tape_return(context, mark);
+  if (y && y->requires_gradient) { /* as the segment found */
+    node->previous = mark.last;
+    context->tape->last = node;
+  }
+  return y;
+}
+
 FT_API ft_status ft_backward(ft_context *context, ft_tensor *loss) {
   const ft_real one = 1;
   ft_real *gradient;
-  ft__node *node;
   bool accumulate;
-  ft_status status = FT_OK, before = context->status; /* of some earlier call */
+  ft_status status, before = context->status; /* of some earlier call */
   if (!loss) return ft__null_status(context, "ft_backward needs a loss");
   if (ft_tensor_count(loss) != 1) {
     char shape[100];
@@ -11883,15 +12019,7 @@ FT_API ft_status ft_backward(ft_context *context, ft_tensor *loss) {
   gradient = ft__gradient(context, loss, &accumulate);
   if (!gradient) return context->status;
   context->backend->write(context, gradient, &one, sizeof one);
-  for (node = context->tape ? context->tape->last : NULL; node && status == FT_OK; node = node->previous) {
-    ft_tensor *output = node->output;
-    if (!output->gradient_is_set) continue; /* the loss does not depend on it */
-    node->operation->backward(context, node);
-    status = context->status;
-    ft__gradient_give(context, output->gradient, ft__tensor_bytes(output));
-    output->gradient = NULL;
-    output->gradient_is_set = false;
-  }
+  status = ft__walk(context);
   if (status == FT_OK) context->status = before;
   return status;
 }
@@ -11920,6 +12048,18 @@ FT_API void ft_no_grad_end(ft_context *context) {
 }
 
 FT_API int64_t ft_tape_peak_bytes(const ft_context *context) { return (int64_t)context->backend_arena.peak; }
+
+FT_API ft_status ft_tape_reserve(ft_context *context, int64_t bytes) {
+  ft__arena *arena = &context->backend_arena;
+  if (arena->total > 0 || bytes < 0)
+    return ft__error(context, FT_ERROR_ARGUMENT, "ft_tape_reserve wants an empty tape and a size");
+  if ((uint64_t)bytes > SIZE_MAX / 4)
+    return ft__error(context, FT_ERROR_MEMORY, "out of memory: a step wants %lld bytes", (long long)bytes);
+  if (arena->first && arena->first->size >= (size_t)bytes) return FT_OK;
+  ft__arena_free(context, arena);
+  return ft__block_add(context, arena, (size_t)bytes) ? FT_OK : context->status;
+}
+
 /* =====================================================================================================================
    >>operations: each with its forward and backward pass side by side
 
@@ -12423,16 +12563,6 @@ FT_API ft_tensor *ft_linear(ft_context *context, ft_tensor *x, ft_tensor *weight
 }
 
 /* ---- dropout: y = x m / (1 - p), m a mask of zeros (with probability p) and ones ---- */
-
-static ft_dropout_mask ft__dropout_mask(const ft_context *context, double probability, uint32_t site) {
-  ft_dropout_mask mask;
-  mask.probability = (float)probability;
-  mask.seed = context->random_seed;
-  mask.step = context->random_step;
-  mask.micro_batch = context->random_micro_batch;
-  mask.site = site;
-  return mask;
-}
 
 static bool ft__check_probability(ft_context *context, const char *operation, double probability) {
   if (probability >= 0 && probability < 1) return true;
@@ -14269,14 +14399,20 @@ static ft_tensor *ft__embed_tokens(ft_context *context, const ft__forward *run) 
   return model->projection.weight ? ft__apply_linear(context, run, h, &model->projection, FT_IDENTITY, 0, 0) : h;
 }
 
-/* Layer number `index` of config.layers * config.layers_of_group; the result goes into `into` unless that is NULL. Of
+static bool ft__is_narrow(const ft__forward *run, int index) {
+  return run->narrow && index == run->model->config.layers * run->model->config.layers_of_group - 1;
+}
+
+/* Layer number `number` of config.layers * config.layers_of_group; the result goes into `into` unless that is NULL. Of
    the last layer's output the head reads few rows: in a narrow run what comes behind attention is done for these alone,
-   three quarters of the layer's work less. */
-static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int index, ft_tensor *h, ft_tensor *into) {
+   three quarters of the layer's work less. The argument is the run, as ft__checkpoint hands it on. */
+static ft_tensor *ft__run_layer(ft_context *context, const void *argument, int64_t number, ft_tensor *h,
+                                ft_tensor *into) {
+  const ft__forward *run = (const ft__forward *)argument;
   const ft_model *model = run->model;
   const ft__family *family = model->family;
   const ft_config *config = &model->config;
-  int inner = config->layers_of_group, group = ft__group_of_layer(config, index / inner);
+  int index = (int)number, inner = config->layers_of_group, group = ft__group_of_layer(config, index / inner);
   const ft__layer *layer = &model->layers[group * inner + index % inner];
   double hidden_dropout = run->training ? config->hidden_dropout : 0;
   double attention_dropout = run->training ? config->attention_dropout : 0;
@@ -14285,10 +14421,10 @@ static ft_tensor *ft__run_layer(ft_context *context, const ft__forward *run, int
   ft_tensor *value = ft__apply_linear(context, run, h, &layer->value, FT_IDENTITY, index + 1, 2);
   ft_tensor *a = ft_attention(context, query, key, value, run->offsets, run->lengths, run->longest, config->heads,
                               attention_dropout, ft__site(index + 1, FT__SITE_ATTENTION));
-  if (run->narrow && index == config->layers * inner - 1) {
+  if (ft__is_narrow(run, index)) {
     a = ft_gather_rows(context, a, run->rows);
     h = ft_gather_rows(context, h, run->rows);
-    if (into) into = ft_slice(context, into, 0, 0, run->rows->shape[0]);
+    if (into && into->shape[0] != run->rows->shape[0]) into = ft_slice(context, into, 0, 0, run->rows->shape[0]);
   }
   a = ft__apply_linear(context, run, a, &layer->attention_output, FT_IDENTITY, index + 1, 3);
   h = ft__apply_norm(context, run, a, h, &layer->attention_norm, family->attention_output_dropout ? hidden_dropout : 0,
@@ -14320,7 +14456,8 @@ static ft_tensor *ft__run_layers_in_turn(ft_context *context, const ft__forward 
   return h;
 }
 
-/* All layers, or those below options->parts; where they start from features, those above. */
+/* All layers, or those below options->parts; where they start from features, those above. With gradient checkpointing
+   each layer that is recorded is a segment of the tape. */
 static ft_tensor *ft__run_layers(ft_context *context, const ft__forward *run, const ft_forward_options *options,
                                  int first, ft_tensor *h, ft_output *output) {
   int inner = run->model->config.layers_of_group, end = options->parts ? options->parts - 1 : run->model->config.layers;
@@ -14330,7 +14467,12 @@ static ft_tensor *ft__run_layers(ft_context *context, const ft__forward *run, co
   if (options->hidden_states) output->hidden_states[first] = h;
   h = ft__run_layers_in_turn(context, run, first * inner, recorded * inner, h);
   for (i = recorded * inner; i < end * inner && h; ++i) {
-    h = ft__run_layer(context, run, i, h, NULL);
+    if (options->gradient_checkpointing)
+      h = ft__checkpoint(
+          context, ft__run_layer, run, i, h,
+          ft__temporary_2d(context, FT_F32, (ft__is_narrow(run, i) ? run->rows : h)->shape[0], h->shape[1]));
+    else
+      h = ft__run_layer(context, run, i, h, NULL);
     if (options->hidden_states) output->hidden_states[i / inner + 1] = h;
   }
   return h;
@@ -14438,31 +14580,33 @@ static ft_status ft__check_parts(ft_context *context, const ft_model *model, con
 
 FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, const ft_batch *batch,
                                   const ft_forward_options *options, ft_output *output) {
-  ft__forward run;
+  ft__forward *run;
   ft_forward_options none;
   ft_tensor *h;
   int first;
   bool has_head;
   memset(output, 0, sizeof *output);
-  memset(&run, 0, sizeof run);
   memset(&none, 0, sizeof none);
   if (!model || !batch) return ft__null_status(context, "ft_model_forward needs a model and a batch");
   if (!options) options = &none;
   if (model->shapes_only) return ft__error(context, FT_ERROR_ARGUMENT, "the model was loaded without weights");
   if (options->adapter && ft__check_adapter(context, model, options->adapter) != FT_OK) return context->status;
   if (ft__check_parts(context, model, options) != FT_OK) return context->status;
-  run.model = model;
-  run.adapter = options->adapter;
-  run.training = options->training;
-  if (ft__upload_batch(context, batch, options, &run) != FT_OK) return context->status;
+  run = (ft__forward *)ft__arena_allocate(context, &context->host_arena, sizeof *run); /* for checkpoints: till then */
+  if (!run) return context->status;
+  memset(run, 0, sizeof *run);
+  run->model = model;
+  run->adapter = options->adapter;
+  run->training = options->training;
+  if (ft__upload_batch(context, batch, options, run) != FT_OK) return context->status;
   first = options->features ? options->features->parts - 1 : 0;
   has_head = !options->no_head && !options->parts && model->has_head;
-  run.narrow = has_head && run.rows && !options->hidden_states && first < model->config.layers;
-  h = options->features ? ft__upload_features(context, batch, options, &run) : ft__embed_tokens(context, &run);
-  h = ft__run_layers(context, &run, options, first, h, output);
+  run->narrow = has_head && run->rows && !options->hidden_states && first < model->config.layers;
+  h = options->features ? ft__upload_features(context, batch, options, run) : ft__embed_tokens(context, run);
+  h = ft__run_layers(context, run, options, first, h, output);
   if (!(output->hidden = h)) return context->status;
   if (!has_head) return FT_OK;
-  output->logits = ft__run_head(context, &run, h);
+  output->logits = ft__run_head(context, run, h);
   return output->logits ? FT_OK : context->status;
 }
 
@@ -15800,6 +15944,180 @@ FT_API bool ft_schedule_parse(const char *name, ft_schedule *schedule) {
   return false;
 }
 /* =====================================================================================================================
+   >>plan: what a step takes, before it runs
+
+   The very code of a training step runs on a back end that computes nothing: it hands out addresses that lead nowhere
+   and counts the operations of products. Layers, tape and arenas then do what they will do in the step, so the plan is
+   what they were seen to take, and cannot drift from them. */
+
+typedef struct ft__planner {
+  ft_backend table;  /* first: a planner's context has its address as that of the back end */
+  uint64_t given;    /* bytes of all buffers */
+  double operations; /* so far */
+  double keys;       /* sum over the texts of their length squared */
+} ft__planner;
+
+static ft__planner *ft__planner_of(const ft_context *context) { return (ft__planner *)(uintptr_t)context->backend; }
+
+/* No two buffers at the same place. */
+static void *ft__plan_allocate(ft_context *context, size_t bytes) {
+  ft__planner *planner = ft__planner_of(context);
+  void *nowhere = (void *)(uintptr_t)(4096 + planner->given);
+  planner->given += bytes;
+  return nowhere;
+}
+
+static void ft__plan_read(ft_context *context, const void *buffer, void *host, size_t bytes) {
+  (void)context, (void)buffer;
+  memset(host, 0, bytes);
+}
+
+static void ft__plan_matmul(ft_context *context, const ft_matmul_call *call) {
+  ft__planner_of(context)->operations += 2 * (double)call->m * (double)call->n * (double)call->k;
+}
+
+/* Q K^T and P V */
+static void ft__plan_attention(ft_context *context, const ft_attention_call *call) {
+  ft__planner *planner = ft__planner_of(context);
+  planner->operations += 4 * planner->keys * (double)(call->heads * call->head_size);
+}
+
+/* Q K^T again, dO V^T, P^T dO, dS K and dS^T Q */
+static void ft__plan_attention_backward(ft_context *context, const ft_attention_call *call) {
+  ft__planner *planner = ft__planner_of(context);
+  planner->operations += 10 * planner->keys * (double)(call->heads * call->head_size);
+}
+
+static double ft__plan_sum_of_squares(ft_context *context, int64_t count, const ft_real *x) {
+  (void)context, (void)count, (void)x;
+  return 0;
+}
+
+static void ft__plan_ignore(const void *first, ...) { (void)first; }
+static void ft__plan_release(ft_context *context, void *buffer) { ft__plan_ignore(context, buffer); }
+static void ft__plan_write(ft_context *context, void *buffer, const void *host, size_t bytes) {
+  ft__plan_ignore(context, buffer, host, bytes);
+}
+#define FT__PLAN_FUNCTION(name, parameters, arguments, elements) \
+  static void ft__plan_nothing_##name parameters { ft__plan_ignore arguments; }
+FT__PROFILED(FT__PLAN_FUNCTION)
+
+static void ft__plan_table(ft_backend *table) {
+  memset(table, 0, sizeof *table);
+  table->name = "plan";
+  table->allocate = ft__plan_allocate, table->release = ft__plan_release;
+  table->write = ft__plan_write, table->read = ft__plan_read;
+#define FT__PLAN_SET(name, parameters, arguments, elements) table->name = ft__plan_nothing_##name;
+  FT__PROFILED(FT__PLAN_SET)
+  table->matmul = ft__plan_matmul, table->sum_of_squares = ft__plan_sum_of_squares;
+  table->attention = ft__plan_attention, table->attention_backward = ft__plan_attention_backward;
+}
+
+/* The loss of any labels: `numbers` zeros serve as labels and as targets. */
+static ft_tensor *ft__plan_loss(ft_context *context, const ft_model *model, ft_tensor *logits) {
+  int64_t rows = logits->shape[0], numbers = ft__is_over_texts(model) ? rows * model->config.labels : rows;
+  void *zeros = ft__allocate_zero(context, (size_t)numbers * 4);
+  ft_tensor *loss =
+      zeros ? ft_model_loss(context, model, logits, (const int32_t *)zeros, (const float *)zeros, 0) : NULL;
+  ft__release(context, zeros);
+  return loss;
+}
+
+/* The step, in a planner's context. */
+static ft_status ft__plan_run(ft_context *context, const ft_model *model, const ft_batch *batch,
+                              const ft_forward_options *options, ft_plan *plan) {
+  ft__planner *planner = ft__planner_of(context);
+  ft_output output;
+  ft_tensor *loss;
+  ft_optimizer *optimizer;
+  uint64_t before;
+  ft_status status = ft_model_forward(context, model, batch, options, &output);
+  if (status != FT_OK) return status;
+  plan->forward_operations = planner->operations;
+  if (output.logits && context->no_grad == 0) {
+    if (!(loss = ft__plan_loss(context, model, output.logits))) return context->status;
+    if ((status = ft_backward(context, loss)) != FT_OK) return status;
+    plan->backward_operations = planner->operations - plan->forward_operations;
+    before = planner->given;
+    if (!(optimizer = ft_optimizer_create(context, model, options ? options->adapter : NULL, NULL)))
+      return context->status;
+    plan->moments = (int64_t)(planner->given - before);
+    ft_optimizer_free(optimizer);
+  }
+  plan->activations = ft_tape_peak_bytes(context);
+  return FT_OK;
+}
+
+static void ft__plan_log(ft_context *context, const ft_batch *batch, const ft_plan *plan) {
+  const double mib = 1.0 / 1048576;
+  ft__log(context, FT_LOG_INFO,
+          "a step of %lld texts, %lld tokens takes %.1f MiB: weights %.1f, gradients %.1f, moments %.1f, activations "
+          "%.1f; %.1f GFLOP forward, %.1f backward",
+          (long long)batch->texts, (long long)batch->tokens, mib * (double)plan->total, mib * (double)plan->weights,
+          mib * (double)plan->gradients, mib * (double)plan->moments, mib * (double)plan->activations,
+          1e-9 * plan->forward_operations, 1e-9 * plan->backward_operations);
+}
+
+/* A context whose back end is the planner; as for errors, memory and precision, like the given one. */
+static ft_context *ft__plan_context(const ft_context *context, ft__planner *planner, const ft_batch *batch) {
+  ft_context_options options;
+  ft_context *planning;
+  int64_t b;
+  memset(planner, 0, sizeof *planner);
+  ft__plan_table(&planner->table);
+  for (b = 0; b < batch->texts; ++b) planner->keys += (double)batch->lengths[b] * (double)batch->lengths[b];
+  memset(&options, 0, sizeof options);
+  options.allocator = context->allocator;
+  options.threads = 1;
+  options.backend = &planner->table;
+  options.compute_dtype = context->compute_dtype;
+  if ((planning = ft_context_create(&options)) != NULL) planning->no_grad = context->no_grad;
+  return planning;
+}
+
+FT_API ft_status ft_plan_step(ft_context *context, ft_model *model, const ft_batch *batch,
+                              const ft_forward_options *options, ft_plan *plan) {
+  const ft_adapter *adapter = options ? options->adapter : NULL;
+  int64_t i, count;
+  ft__planner planner;
+  ft_context *planning;
+  ft_tensor *kept; /* [count]: the parameters' tensors as they are */
+  ft_status status;
+  bool shapes_only;
+  memset(plan, 0, sizeof *plan);
+  if (!model || !batch) return ft__null_status(context, "ft_plan_step needs a model and a batch");
+  count = ft_model_parameter_count(model) + ft_adapter_parameter_count(adapter);
+  if (!(kept = (ft_tensor *)ft__allocate(context, (size_t)count * sizeof *kept))) return context->status;
+  if (!(planning = ft__plan_context(context, &planner, batch))) {
+    ft__release(context, kept);
+    return ft__error(context, FT_ERROR_MEMORY, "out of memory: a context to plan in");
+  }
+  for (i = 0; i < count; ++i) {
+    ft_tensor *tensor = ft__any_parameter(model, adapter, i)->tensor;
+    kept[i] = *tensor;
+    if (!tensor->data) tensor->data = ft__plan_allocate(planning, ft__tensor_bytes(tensor));
+    tensor->gradient = NULL;
+    tensor->gradient_is_set = false;
+    plan->weights += (int64_t)ft__tensor_bytes(tensor);
+  }
+  shapes_only = model->shapes_only;
+  model->shapes_only = false;
+  status = ft__plan_run(planning, model, batch, options, plan);
+  model->shapes_only = shapes_only;
+  for (i = 0; i < count; ++i) {
+    ft_tensor *tensor = ft__any_parameter(model, adapter, i)->tensor;
+    if (tensor->gradient) plan->gradients += (int64_t)ft__tensor_bytes(tensor);
+    *tensor = kept[i];
+  }
+  ft__release(context, kept);
+  plan->total = plan->weights + plan->gradients + plan->moments + plan->activations;
+  if (status != FT_OK) ft__error(context, status, "%s", planning->message);
+  ft_context_free(planning);
+  if (status == FT_OK) ft__plan_log(context, batch, plan);
+  return status;
+}
+
+/* =====================================================================================================================
    >>scores
 
    For class c: tp are the rows of class c that were predicted as c, fp those predicted as c wrongly, fn those missed.
@@ -16383,6 +16701,7 @@ FT_API ft_features *ft_features_create(ft_context *context, const ft_model *mode
    outline, and with gradient accumulation (G batches to a step) left out:
 
        ft_features_create                                        if the frozen part is to be cached
+       ft_plan_step, ft_tape_reserve                             the memory of the largest batch's step
        for each epoch:
          ft_shuffle, ft_group_by_length                        the rows
          for each batch of rows:
@@ -16538,12 +16857,42 @@ static ft_status ft__not_finite(ft__trainer *t, const char *what, int64_t first,
   return ft_error_set(t->context, FT_ERROR_NUMERIC, message);
 }
 
+/* How the model runs on the batch of the texts from `first` of this epoch's order. */
+static ft_forward_options ft__train_forward(const ft__trainer *t, int64_t first) {
+  ft_forward_options forward;
+  memset(&forward, 0, sizeof forward);
+  forward.training = !t->options.no_dropout;
+  forward.gradient_checkpointing = t->options.gradient_checkpointing;
+  forward.features = t->features;
+  forward.feature_rows = t->order + first;
+  forward.adapter = t->options.adapter;
+  return forward;
+}
+
+/* Logs what the step of the first epoch's largest batch will take, and takes its memory. */
+static ft_status ft__train_plan(ft__trainer *t) {
+  ft_forward_options forward;
+  ft_plan plan;
+  ft_status status;
+  int64_t i, row, tokens, most = -1, largest = 0;
+  for (i = 0; i < t->batches; ++i) {
+    for (row = t->starts[i], tokens = 0; row < t->starts[i + 1]; ++row)
+      tokens += t->encoded->offsets[t->order[row] + 1] - t->encoded->offsets[t->order[row]];
+    if (tokens > most) most = tokens, largest = i;
+  }
+  forward = ft__train_forward(t, t->starts[largest]);
+  status = ft_batch_select(t->context, &t->batch, t->encoded, t->order + t->starts[largest],
+                           t->starts[largest + 1] - t->starts[largest]);
+  if (status == FT_OK) status = ft_plan_step(t->context, t->model, &t->batch, &forward, &plan);
+  return status == FT_OK ? ft_tape_reserve(t->context, plan.activations) : status;
+}
+
 /* Forward and backward of one batch; adds its share of the step's mean loss. */
 static ft_status ft__train_batch(ft__trainer *t, int64_t index, int64_t micro_batch, double texts_of_step,
                                  double *loss) {
   ft_context *context = t->context;
   int64_t first = t->starts[index], count = t->starts[index + 1] - first, classes = t->train->label_count, i;
-  ft_forward_options forward;
+  ft_forward_options forward = ft__train_forward(t, first);
   ft_output output;
   ft_tensor *batch_loss;
   ft_real value = 0;
@@ -16554,11 +16903,6 @@ static ft_status ft__train_batch(ft__trainer *t, int64_t index, int64_t micro_ba
     if (t->train->targets)
       memcpy(t->targets + i * classes, t->train->targets + row * classes, (size_t)classes * sizeof(float));
   }
-  memset(&forward, 0, sizeof forward);
-  forward.training = !t->options.no_dropout;
-  forward.features = t->features;
-  forward.feature_rows = t->order + first;
-  forward.adapter = t->options.adapter;
   ft_random_position(context, t->options.seed, t->step, micro_batch);
   status = ft_batch_select(context, &t->batch, t->encoded, t->order + first, count);
   if (status == FT_OK) status = ft_model_forward(context, t->model, &t->batch, &forward, &output);
@@ -16645,6 +16989,7 @@ static ft_status ft__train_epochs(ft__trainer *t) {
   t->start_time = ft_seconds();
   if (t->options.cache_frozen) status = ft__train_cache(t);
   t->cache_seconds = ft_seconds() - t->start_time;
+  if (status == FT_OK) status = ft__train_plan(t);
   for (epoch = 0; status == FT_OK && t->step < t->total_steps; ++epoch) {
     status = ft__plan_epoch(t, epoch);
     if (status == FT_OK) status = ft__train_unfreeze(t, epoch);

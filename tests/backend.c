@@ -290,7 +290,7 @@ static void train_and_save(bool far_memory, const char *golden, bool adapt, cons
   ft_context *context = new_context(far_memory);
   ft_model *model = small_model(context, golden, 0.2);
   ft_adamw_options adamw = {0, 0, 0, 0.01, 0};
-  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL, NULL};
+  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL, NULL, false};
   ft_adapter_options adapter_options;
   ft_adapter *adapter = NULL;
   ft_optimizer *optimizer;

@@ -29,6 +29,7 @@ static bool job_run(job *j, const char *golden) {
   options.max_steps = 2;
   options.batch_size = 4;
   options.learning_rate = 1e-3;
+  options.gradient_checkpointing = strstr(golden, "bert-pairs") != NULL;
   j->table = ft_table_parse(j->context, small_csv, strlen(small_csv), "words.csv", FT_TABLE_CSV);
   j->data = ft_dataset_from_table(j->context, j->table, NULL);
   j->tokenizer = ft_tokenizer_load(j->context, golden);
@@ -101,7 +102,7 @@ static void test_failures(const char *golden) {
 }
 
 /* Training steps after the first allocate nothing; nor do batches of scoring after the first, which is the largest. */
-static void test_steady(void) {
+static void test_steady(bool gradient_checkpointing) {
   counting_allocator allocator = no_calls();
   ft_context *context = counting_context(&allocator, 1);
   ft_model *model = small_model(context, "tests/golden/bert-pairs", 0.1);
@@ -109,7 +110,7 @@ static void test_steady(void) {
   ft_optimizer *optimizer = ft_optimizer_create(context, model, NULL, NULL);
   small_data data = small_parse(context, small_csv, NULL);
   ft_encoded *encoded = ft_dataset_encode(context, data.dataset, tokenizer, 40);
-  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL, NULL};
+  ft_forward_options options = {true, false, false, NULL, 0, 0, NULL, NULL, NULL, gradient_checkpointing};
   int64_t rows[SMALL_ROWS], calls = 0, i;
   ft_batch batch;
   int step;
@@ -159,7 +160,8 @@ static void test_promises(ft_context *context) {
 int main(void) {
   ft_context *context = ft_context_create(NULL);
   files_begin(context, directory, "memory");
-  test_steady();
+  test_steady(false);
+  test_steady(true);
   test_failures("tests/golden/distilbert");
   test_failures("tests/golden/bert-pairs");
   test_promises(context);

@@ -13,6 +13,7 @@
 #include "ft/adapter.h"
 #include "ft/selection.h"
 #include "ft/inspect.h"
+#include "ft/plan.h"
 #include "ft/tokenize.h"
 #include "ft/predict.h"
 #include "ft/train.h"
@@ -43,6 +44,7 @@ static const struct {
   int (*run)(int argc, char **argv);
   const char *help;
 } commands[] = {{"inspect", command_inspect, "show a model's parts and sizes, or a text on its way through it"},
+                {"plan", command_plan, "the memory and the work of a training step, before it runs"},
                 {"tokenize", command_tokenize, "token ids of every line of a file"},
                 {"train", command_train, "fine-tune a model on labelled texts"},
                 {"predict", command_predict, "labels and scores of texts"},

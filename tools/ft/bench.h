@@ -23,7 +23,7 @@ typedef struct bench_state {
   ft_batch batch;
   long long batch_size, steps, max_length;
   const char *mode;
-  bool training, profile;
+  bool training, profile, gradient_checkpointing;
   ft_profile_entry warmup[BENCH_ENTRIES]; /* the profile when counting begins */
 } bench_state;
 
@@ -132,6 +132,7 @@ static bool bench_step(bench_state *s, long long step, const int64_t *rows, cons
   memset(&options, 0, sizeof options);
   options.training = s->training;
   options.adapter = s->adapter;
+  options.gradient_checkpointing = s->gradient_checkpointing;
   start = ft_seconds();
   ft_random_position(s->context, 42, step, 0);
   if (!s->training) ft_no_grad_begin(s->context);
@@ -287,6 +288,7 @@ static int command_bench(int argc, char **argv) {
       {"--steps", ARGUMENT_INTEGER, &s.steps, "steps, the first two not counted (12)"},
       {"--max-length", ARGUMENT_INTEGER, &s.max_length, "(256)"},
       {"--dtype", ARGUMENT_TEXT, &dtype, "fp32 or bf16 (fp32)"},
+      {"--gradient-checkpointing", ARGUMENT_FLAG, &s.gradient_checkpointing, "keep of each layer its input alone"},
       {"--profile", ARGUMENT_FLAG, &s.profile, "what each operation takes, on stderr"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
   arguments_positional positional;

@@ -132,20 +132,11 @@ static int command_inspect(int argc, char **argv) {
   if (!(context = common_context(0, true, "fp32"))) return EXIT_FAILED;
   memset(&model_options, 0, sizeof model_options);
   model_options.labels = (int)labels;
-  selection_options(&chosen, &model_options);
   model_options.shapes_only = positional.count == 1;
-  ok = adapter_open(context, positional.value[0], base, &model_options, &opened);
-  if (ok && !selection_apply(&chosen, opened.model)) {
-    adapter_close(&opened);
-    ft_context_free(context);
-    return EXIT_FAILED;
-  }
-  if (ok && opened.adapter) ft_model_train_all(opened.model, false);
-  if (ok && !opened.adapter && selection_is_lora(&chosen))
-    ok = (opened.adapter = adapter_create(context, opened.model, &chosen.adapter, 42)) != NULL;
-  ok = ok && (positional.count == 1 || inspect_text(context, &opened, positional.value[1]));
+  ok = selection_open(context, positional.value[0], base, &chosen, &model_options, &opened);
   if (ok && positional.count == 1) inspect_tree(opened.model, opened.adapter);
-  if (!ok) common_failed(context);
+  if (ok && positional.count == 2 && !(ok = inspect_text(context, &opened, positional.value[1])))
+    common_failed(context);
   adapter_close(&opened);
   ft_context_free(context);
   return ok ? EXIT_OK : EXIT_FAILED;

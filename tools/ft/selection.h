@@ -67,4 +67,19 @@ static bool selection_apply(const selection *s, ft_model *model) {
   return true;
 }
 
+/* Opens a model or a PEFT directory (see adapter_open) with what trains chosen; false after saying why not on stderr.
+   The caller closes what was opened in both cases. */
+static bool selection_open(ft_context *context, const char *directory, const char *base, const selection *s,
+                           ft_model_options *options, adapter_opened *opened) {
+  bool ok;
+  selection_options(s, options);
+  ok = adapter_open(context, directory, base, options, opened);
+  if (ok && !selection_apply(s, opened->model)) return false;
+  if (ok && opened->adapter) ft_model_train_all(opened->model, false);
+  if (ok && !opened->adapter && selection_is_lora(s))
+    ok = (opened->adapter = adapter_create(context, opened->model, &s->adapter, 42)) != NULL;
+  if (!ok) common_failed(context);
+  return ok;
+}
+
 #endif

@@ -13,7 +13,7 @@ typedef struct train_command {
   long long batch_size, batch_tokens, max_length, seed, threads, accumulation, max_steps, limit;
   long long reinitialize, unfreeze_per_epoch, cache_memory;
   double epochs, learning_rate, weight_decay, warmup, max_gradient_norm, layer_decay;
-  bool overwrite, no_dropout, keep_last, quiet, cache, no_cache, group_by_length;
+  bool overwrite, no_dropout, gradient_checkpointing, keep_last, quiet, cache, no_cache, group_by_length;
   /* filled in while running */
   ft_context *context;
   ft_tokenizer *tokenizer;
@@ -199,6 +199,7 @@ static bool train_run(train_command *c, ft_train_result *result) {
   options.seed = (uint64_t)c->seed;
   options.no_dropout = c->no_dropout;
   options.group_by_length = c->group_by_length;
+  options.gradient_checkpointing = c->gradient_checkpointing;
   options.keep_last = c->keep_last;
   options.adapter = c->adapter;
   options.layer_decay = c->layer_decay;
@@ -340,6 +341,8 @@ static int command_train(int argc, char **argv) {
       {"--batch-tokens", ARGUMENT_INTEGER, &c.batch_tokens, "instead: as many texts as fit into so many tokens"},
       {"--group-by-length", ARGUMENT_FLAG, &c.group_by_length, "batches of texts of like length"},
       {"--gradient-accumulation", ARGUMENT_INTEGER, &c.accumulation, "batches to a step (1)"},
+      {"--gradient-checkpointing", ARGUMENT_FLAG, &c.gradient_checkpointing,
+       "run each layer again in the backward pass instead of keeping its inside: less memory, more time"},
       {"--max-length", ARGUMENT_INTEGER, &c.max_length, "tokens of a text (the tokenizer's or model's limit)"},
       {"--weight-decay", ARGUMENT_NUMBER, &c.weight_decay, "(0.01)"},
       {"--max-grad-norm", ARGUMENT_NUMBER, &c.max_gradient_norm, "clip gradients to this norm; 0: do not (1.0)"},
