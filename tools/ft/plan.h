@@ -5,12 +5,13 @@
 /* The step of `texts` texts of `length` tokens each, without and with gradient checkpointing. */
 static bool plan_steps(ft_context *context, const adapter_opened *opened, int64_t texts, int64_t length,
                        ft_plan plans[2]) {
-  int32_t *ids = (int32_t *)calloc((size_t)(texts * length), sizeof *ids);
+  bool small = texts * length <= 1 << 28;
+  int32_t *ids = small ? (int32_t *)calloc((size_t)(texts * length), sizeof *ids) : NULL;
   int64_t *offsets = (int64_t *)calloc((size_t)texts + 1, sizeof *offsets), i;
   ft_forward_options options;
   ft_batch batch;
   bool ok = ids && offsets;
-  if (!ok) ft_error_set(context, FT_ERROR_MEMORY, "out of memory: a batch of this size");
+  if (!ok) ft_error_set(context, FT_ERROR_MEMORY, "a batch of this size does not fit into memory");
   memset(&batch, 0, sizeof batch);
   memset(&options, 0, sizeof options);
   options.training = true;
