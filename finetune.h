@@ -16075,39 +16075,56 @@ static ft_context *ft__plan_context(const ft_context *context, ft__planner *plan
   return planning;
 }
 
+static void ft__swap_tensors(ft_tensor *a, ft_tensor *b) {
+  ft_tensor kept = *a;
+  *a = *b;
+  *b = kept;
+}
+
+/* For the time of planning a parameter is another of its shape, without memory; kept[i] holds what it was. */
+static ft_status ft__plan_exchange(ft_context *context, const ft_model *model, const ft_adapter *adapter,
+                                   ft_tensor **kept, int64_t count, ft_plan *plan) {
+  int64_t i;
+  for (i = 0; i < count; ++i) {
+    ft_tensor *tensor = ft__any_parameter(model, adapter, i)->tensor;
+    if (!(kept[i] = ft__tensor_outline(context, tensor->dtype, tensor->dimensions, tensor->shape)))
+      return context->status;
+    ft__swap_tensors(tensor, kept[i]);
+    tensor->name = kept[i]->name;
+    tensor->requires_gradient = kept[i]->requires_gradient;
+    tensor->data = ft__plan_allocate(context, ft__tensor_bytes(tensor));
+    plan->weights += (int64_t)ft__tensor_bytes(tensor);
+  }
+  return FT_OK;
+}
+
 FT_API ft_status ft_plan_step(ft_context *context, ft_model *model, const ft_batch *batch,
                               const ft_forward_options *options, ft_plan *plan) {
   const ft_adapter *adapter = options ? options->adapter : NULL;
   int64_t i, count;
   ft__planner planner;
   ft_context *planning;
-  ft_tensor *kept; /* [count]: the parameters' tensors as they are */
+  ft_tensor **kept; /* [count] */
   ft_status status;
   bool shapes_only;
   memset(plan, 0, sizeof *plan);
   if (!model || !batch) return ft__null_status(context, "ft_plan_step needs a model and a batch");
   count = ft_model_parameter_count(model) + ft_adapter_parameter_count(adapter);
-  if (!(kept = (ft_tensor *)ft__allocate(context, (size_t)count * sizeof *kept))) return context->status;
+  if (!(kept = (ft_tensor **)ft__allocate_zero(context, (size_t)count * sizeof *kept))) return context->status;
   if (!(planning = ft__plan_context(context, &planner, batch))) {
     ft__release(context, kept);
     return ft__error(context, FT_ERROR_MEMORY, "out of memory: a context to plan in");
   }
-  for (i = 0; i < count; ++i) {
-    ft_tensor *tensor = ft__any_parameter(model, adapter, i)->tensor;
-    kept[i] = *tensor;
-    if (!tensor->data) tensor->data = ft__plan_allocate(planning, ft__tensor_bytes(tensor));
-    tensor->gradient = NULL;
-    tensor->gradient_is_set = false;
-    plan->weights += (int64_t)ft__tensor_bytes(tensor);
-  }
   shapes_only = model->shapes_only;
   model->shapes_only = false;
-  status = ft__plan_run(planning, model, batch, options, plan);
+  status = ft__plan_exchange(planning, model, adapter, kept, count, plan);
+  if (status == FT_OK) status = ft__plan_run(planning, model, batch, options, plan);
   model->shapes_only = shapes_only;
-  for (i = 0; i < count; ++i) {
+  for (i = 0; i < count && kept[i]; ++i) {
     ft_tensor *tensor = ft__any_parameter(model, adapter, i)->tensor;
     if (tensor->gradient) plan->gradients += (int64_t)ft__tensor_bytes(tensor);
-    *tensor = kept[i];
+    ft__swap_tensors(tensor, kept[i]);
+    ft_tensor_free(kept[i]);
   }
   ft__release(context, kept);
   plan->total = plan->weights + plan->gradients + plan->moments + plan->activations;
