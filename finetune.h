@@ -14601,7 +14601,8 @@ FT_API ft_status ft_model_forward(ft_context *context, const ft_model *model, co
   if (ft__upload_batch(context, batch, options, run) != FT_OK) return context->status;
   first = options->features ? options->features->parts - 1 : 0;
   has_head = !options->no_head && !options->parts && model->has_head;
-  run->narrow = has_head && run->rows && !options->hidden_states && first < model->config.layers;
+  run->narrow = has_head && run->rows && !options->hidden_states && first < model->config.layers &&
+                run->rows->shape[0] <= batch->tokens;
   h = options->features ? ft__upload_features(context, batch, options, run) : ft__embed_tokens(context, run);
   h = ft__run_layers(context, run, options, first, h, output);
   if (!(output->hidden = h)) return context->status;
