@@ -468,11 +468,12 @@ typedef struct ft_tensor {
   int64_t shape[4];  /* [dimensions] */
   int64_t stride[4]; /* in elements; 0 along a broadcast dimension */
   bool requires_gradient;
-  bool gradient_is_set; /* private: the gradient's memory holds a value, not yet garbage */
-  bool persistent;      /* private: made by ft_tensor_create */
-  void *data;           /* back-end memory: opaque, only ft_tensor_read and ft_tensor_write look inside */
-  void *gradient;       /* back-end memory of the same shape, contiguous, or NULL */
-  ft_context *owner;    /* private: whose allocator made a persistent tensor */
+  bool gradient_is_set;   /* private: the gradient's memory holds a value, not yet garbage */
+  bool persistent;        /* private: made by ft_tensor_create */
+  void *data;             /* back-end memory: opaque, only ft_tensor_read and ft_tensor_write look inside */
+  void *gradient;         /* back-end memory of the same shape, contiguous, or NULL */
+  uint8_t *gradient_rows; /* private: see ft__gradient_of_rows */
+  ft_context *owner;      /* private: whose allocator made a persistent tensor */
 } ft_tensor;
 
 /* A persistent tensor, zero-filled; free it with ft_tensor_free. A temporary one lives until ft_tape_clear. */
@@ -1012,6 +1013,10 @@ typedef struct ft_adamw_step { /* one step for one tensor: see ft_optimizer_step
   double gradient_scale;                          /* the gradient is multiplied by this first: clipping */
   double learning_rate, beta1, beta2, epsilon, weight_decay;
   int64_t step; /* from 1 */
+  /* Host memory, or NULL: for each row of `columns` elements, 0 where gradient and moments are all zero. They need not
+     be read there; the result is the same if they are. */
+  const uint8_t *rows;
+  int64_t columns;
 } ft_adamw_step;
 
 struct ft_backend {
@@ -11277,11 +11282,15 @@ typedef struct ft__adamw_job {
 enum { FT__ADAMW_BLOCK = 64 };
 
 /* Where gradient and moments are zero, as in the rows of a vocabulary that no text has used yet, the step comes down to
-   w (1 - lr wd): such blocks are not written, but for the weights. */
+   w (1 - lr wd): such blocks are not written, but for the weights, and not read where step->rows says so. */
 FT__INLINE bool ft__adamw_is_decay(const ft_adamw_step *step, int64_t i) {
   ft__word_lanes any = {0};
   uint64_t word[8], all = 0;
   int64_t j;
+  if (step->rows) {
+    for (j = i / step->columns; j * step->columns < i + FT__ADAMW_BLOCK && !step->rows[j];) ++j;
+    if (j * step->columns >= i + FT__ADAMW_BLOCK) return true;
+  }
   for (j = i; j < i + FT__ADAMW_BLOCK; j += FT__LANES)
     any |= (ft__word_lanes) * (const ft__vector_memory *)(step->gradient + j) |
            (ft__word_lanes) * (const ft__vector_memory *)(step->first_moment + j) |
@@ -11705,6 +11714,7 @@ FT_API void ft_tensor_free(ft_tensor *tensor) {
   context = tensor->owner;
   if (tensor->data) context->backend->release(context, tensor->data);
   if (tensor->gradient) context->backend->release(context, tensor->gradient);
+  ft__release(context, tensor->gradient_rows);
   ft__release(context, tensor);
 }
 
@@ -11814,6 +11824,7 @@ static ft_real *ft__gradient(ft_context *context, ft_tensor *tensor, bool *accum
   }
   *accumulate = tensor->gradient_is_set;
   tensor->gradient_is_set = true;
+  if (tensor->gradient_rows) memset(tensor->gradient_rows, 1, (size_t)tensor->shape[0]);
   return (ft_real *)tensor->gradient;
 }
 
@@ -11823,6 +11834,45 @@ static ft_real *ft__gradient_to_add(ft_context *context, ft_tensor *tensor) {
   ft_real *gradient = ft__gradient(context, tensor, &accumulate);
   if (gradient && !accumulate) context->backend->zero(context, gradient, ft__tensor_bytes(tensor));
   return gradient;
+}
+
+/* The next marked rows from *first on are *first .. what is returned; both are `rows` when there are none. */
+static int64_t ft__marked_rows(const uint8_t *marked, int64_t rows, int64_t *first) {
+  int64_t end;
+  while (*first < rows && !marked[*first]) ++*first;
+  for (end = *first; end < rows && marked[end];) ++end;
+  return end;
+}
+
+/* The same for operations that add to the rows `ids` only. A batch uses few rows of a table; the rest of its gradient
+   is a hundred megabytes of zeros, which no step should write, or read for the norm or the optimizer. gradient_rows
+   marks the rows that may hold something else. What is not marked is zero in memory, so the gradient is an array like
+   any other; operations that write all of it mark all rows. */
+static ft_real *ft__gradient_of_rows(ft_context *context, ft_tensor *table, const ft_tensor *ids) {
+  int64_t i, end, count = ids ? ft_tensor_count(ids) : 0;
+  int32_t *id;
+  if (!table || !table->requires_gradient) return NULL;
+  if (!table->persistent) return ft__gradient_to_add(context, table);
+  if (!(id = (int32_t *)ft__arena_allocate(context, &context->host_arena, (size_t)count * sizeof *id))) return NULL;
+  if (!table->gradient_rows) {
+    bool is_set = table->gradient_is_set;
+    uint8_t *marked = (uint8_t *)ft__allocate(context, (size_t)table->shape[0]);
+    if (!marked || !ft__gradient_to_add(context, table)) {
+      ft__release(context, marked);
+      return NULL;
+    }
+    memset(marked, is_set, (size_t)table->shape[0]);
+    table->gradient_rows = marked;
+  } else if (!table->gradient_is_set) {
+    for (i = 0; (end = ft__marked_rows(table->gradient_rows, table->shape[0], &i)) > i; i = end)
+      context->backend->zero(context, (ft_real *)table->gradient + i * table->shape[1],
+                             (size_t)((end - i) * table->shape[1]) * sizeof(ft_real));
+    memset(table->gradient_rows, 0, (size_t)table->shape[0]);
+    table->gradient_is_set = true;
+  }
+  context->backend->read(context, ids->data, id, (size_t)count * sizeof *id);
+  for (i = 0; i < count; ++i) table->gradient_rows[id[i]] = 1;
+  return (ft_real *)table->gradient;
 }
 
 /* ---- recording ---- */
@@ -12608,9 +12658,9 @@ static void ft__embedding_forward(ft_context *context, ft__node *node) {
 static void ft__embedding_backward(ft_context *context, ft__node *node) {
   ft_embedding_call call = ft__embedding_call(node);
   call.y_gradient = (const ft_real *)node->output->gradient;
-  call.words_gradient = ft__gradient_to_add(context, node->input[0]);
-  call.positions_gradient = ft__gradient_to_add(context, node->input[2]);
-  call.types_gradient = ft__gradient_to_add(context, node->input[4]);
+  call.words_gradient = ft__gradient_of_rows(context, node->input[0], node->input[1]);
+  call.positions_gradient = ft__gradient_of_rows(context, node->input[2], node->input[3]);
+  call.types_gradient = ft__gradient_of_rows(context, node->input[4], node->input[5]);
   context->backend->embedding_backward(context, &call);
 }
 
@@ -15664,6 +15714,7 @@ typedef struct ft__trained {
   ft_tensor *first_moment, *second_moment;
   double rate;   /* what the learning rate is multiplied by: layer decay */
   int64_t steps; /* taken; t in the formulas */
+  uint8_t *rows; /* of a table: which have had a gradient in any step; NULL: not known */
 } ft__trained;
 
 struct ft_optimizer {
@@ -15680,6 +15731,7 @@ FT_API void ft_optimizer_free(ft_optimizer *optimizer) {
   for (i = 0; i < optimizer->count; ++i) {
     ft_tensor_free(optimizer->trained[i].first_moment);
     ft_tensor_free(optimizer->trained[i].second_moment);
+    ft__release(optimizer->owner, optimizer->trained[i].rows);
   }
   ft__release(optimizer->owner, optimizer->trained);
   ft__release(optimizer->owner, optimizer);
@@ -15732,6 +15784,16 @@ static ft_status ft__check_gradients(ft_context *context, const ft_optimizer *op
   return FT_OK;
 }
 
+static double ft__gradient_squares(ft_context *context, const ft_tensor *tensor) {
+  const ft_real *gradient = (const ft_real *)tensor->gradient;
+  int64_t row, end;
+  double sum = 0;
+  if (!tensor->gradient_rows) return context->backend->sum_of_squares(context, ft_tensor_count(tensor), gradient);
+  for (row = 0; (end = ft__marked_rows(tensor->gradient_rows, tensor->shape[0], &row)) > row; row = end)
+    sum += context->backend->sum_of_squares(context, (end - row) * tensor->shape[1], gradient + row * tensor->shape[1]);
+  return sum;
+}
+
 FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *optimizer, double *norm) {
   double sum = 0;
   int64_t i;
@@ -15740,11 +15802,22 @@ FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *o
   if (ft__check_gradients(context, optimizer) != FT_OK) return context->status;
   for (i = 0; i < optimizer->count; ++i) {
     const ft_tensor *tensor = optimizer->trained[i].parameter.tensor;
-    if (tensor->requires_gradient)
-      sum += context->backend->sum_of_squares(context, ft_tensor_count(tensor), (const ft_real *)tensor->gradient);
+    if (tensor->requires_gradient) sum += ft__gradient_squares(context, tensor);
   }
   *norm = sqrt(sum);
   return FT_OK;
+}
+
+/* Adds a table's marked rows to those of earlier steps: the moments of all others are zero. */
+static bool ft__mark_rows(ft_context *context, ft__trained *trained) {
+  const ft_tensor *tensor = trained->parameter.tensor;
+  int64_t i;
+  if (!tensor->gradient_rows) return true;
+  if (!trained->rows && trained->steps == 0 &&
+      !(trained->rows = (uint8_t *)ft__allocate_zero(context, (size_t)tensor->shape[0])))
+    return false;
+  for (i = 0; trained->rows && i < tensor->shape[0]; ++i) trained->rows[i] |= tensor->gradient_rows[i];
+  return true;
 }
 
 FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer, double learning_rate,
@@ -15761,6 +15834,8 @@ FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer,
     ft__trained *trained = &optimizer->trained[i];
     ft_tensor *tensor = trained->parameter.tensor;
     if (!tensor->requires_gradient) continue;
+    if (!ft__mark_rows(context, trained)) return context->status;
+    step.rows = trained->rows, step.columns = tensor->dimensions == 2 ? tensor->shape[1] : 1;
     step.step = ++trained->steps;
     step.learning_rate = learning_rate * trained->rate;
     step.count = ft_tensor_count(tensor);

@@ -554,27 +554,34 @@ static void test_adamw(void) {
   }
 }
 
-/* Blocks that only decay get the same bits as in steps too short for such blocks. */
+/* Blocks that only decay get the same bits as in steps too short for such blocks, and as where `rows` tell them. */
 static void test_adamw_zero_blocks(void) {
-  enum { COUNT = 1280, SHORT = 40 };
-  static ft_real array[2][4][COUNT];
+  enum { COUNT = 1280, SHORT = 40, COLUMNS = 80 };
+  static ft_real array[3][4][COUNT];
+  uint8_t rows[COUNT / COLUMNS] = {0};
   int i, j, copy;
   for (i = 0; i < COUNT; ++i) {
     bool zero = (i / 64) % 3 == 1 || (i / 64 == 6 && i % 64 != 9);
-    for (j = 0; j < 4; ++j) array[0][j][i] = array[1][j][i] = j > 0 && zero ? 0 : random_real();
-    array[0][3][i] = array[1][3][i] = (ft_real)fabs((double)array[0][3][i]);
+    if (i / COLUMNS % 5 > 2) zero = true;
+    if (!zero) rows[i / COLUMNS] = 1;
+    for (j = 0; j < 4; ++j) array[0][j][i] = j > 0 && zero ? 0 : random_real();
+    array[0][3][i] = (ft_real)fabs((double)array[0][3][i]);
   }
-  for (copy = 0; copy < 2; ++copy)
-    for (i = 0; i < COUNT; i += copy ? SHORT : COUNT) {
+  memcpy(array[1], array[0], sizeof array[0]);
+  memcpy(array[2], array[0], sizeof array[0]);
+  for (copy = 0; copy < 3; ++copy)
+    for (i = 0; i < COUNT; i += copy == 1 ? SHORT : COUNT) {
       ft_adamw_step step;
       memset(&step, 0, sizeof step);
-      step.count = copy ? SHORT : COUNT, step.weight = &array[copy][0][i], step.gradient = &array[copy][1][i];
+      if (copy == 2) step.rows = rows, step.columns = COLUMNS;
+      step.count = copy == 1 ? SHORT : COUNT, step.weight = &array[copy][0][i], step.gradient = &array[copy][1][i];
       step.first_moment = &array[copy][2][i], step.second_moment = &array[copy][3][i];
       step.gradient_scale = 0.7, step.learning_rate = 1e-3, step.beta1 = 0.9, step.beta2 = 0.999, step.epsilon = 1e-8;
       step.weight_decay = 0.01, step.step = 5;
       fast->adamw(context[1], &step);
     }
   CHECK(memcmp(array[0], array[1], sizeof array[0]) == 0);
+  CHECK(memcmp(array[0], array[2], sizeof array[0]) == 0);
 }
 
 static void test_memory(void) {
