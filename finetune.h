@@ -9101,8 +9101,6 @@ static ft__instruction_set ft__instruction_set_best(void) {
 typedef float ft__vector __attribute__((vector_size(64)));
 typedef int32_t ft__integers __attribute__((vector_size(64)));
 typedef uint32_t ft__word_lanes __attribute__((vector_size(64)));
-typedef uint64_t ft__longs __attribute__((vector_size(64)));
-typedef uint8_t ft__bytes __attribute__((vector_size(16)));
 typedef float ft__vector_memory __attribute__((vector_size(64), aligned(4), may_alias)); /* anywhere in memory */
 typedef float ft__quad __attribute__((vector_size(16)));
 typedef float ft__quad_memory __attribute__((vector_size(16), aligned(4), may_alias));
@@ -9692,7 +9690,7 @@ enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets *
 #endif
 
 /* y[p * y_row + i] = x[i * x_row + p] for 4 x 4 elements */
-static inline void ft__transpose_4x4(const float *x, int64_t x_row, float *y, int64_t y_row) {
+FT__INLINE void ft__transpose_4x4(const float *x, int64_t x_row, float *y, int64_t y_row) {
 #if !defined(__clang__)
   typedef int32_t order __attribute__((vector_size(16)));
   const order mask_0415 = {0, 4, 1, 5}, mask_2637 = {2, 6, 3, 7}, mask_0145 = {0, 1, 4, 5}, mask_2367 = {2, 3, 6, 7};
@@ -10225,31 +10223,58 @@ static void ft__dropout_plain(ft_context *context, int64_t count, const ft_dropo
 }
 
 #if FT__FAST
-/* a * factor, 32 x 32 -> 64 bits, as the even and the odd lanes' products */
-FT__INLINE void ft__multiply_wide(const ft__word_lanes *a, uint64_t factor, ft__word_lanes *high, ft__word_lanes *low) {
-  ft__longs even = ((ft__longs)*a & 0xFFFFFFFFu) * factor, odd = ((ft__longs)*a >> 32) * factor;
-  *low = (ft__word_lanes)((even & 0xFFFFFFFFu) | (odd << 32));
-  *high = (ft__word_lanes)((even >> 32) | (odd & 0xFFFFFFFF00000000u));
-}
-
-/* ft__dropout_random for the 16 blocks in c[0], in place: number w of lane l's block is lane l of c[w]. */
-FT__INLINE void ft__vector_random(const ft_dropout_mask *dropout, uint32_t row, ft__word_lanes c[4]) {
-  uint32_t key0 = (uint32_t)dropout->seed;
-  uint32_t key1 = (uint32_t)(dropout->seed >> 32) ^ (dropout->micro_batch * 0x85EBCA6Bu);
-  ft__word_lanes zero = {0}, c0 = c[0], c1 = zero + row, c2 = zero + dropout->site, c3 = zero + dropout->step;
-  ft__word_lanes high0, low0, high1, low1;
-  int round;
-  for (round = 0; round < 10; ++round) {
-    ft__multiply_wide(&c0, 0xD2511F53u, &high0, &low0);
-    ft__multiply_wide(&c2, 0xCD9E8D57u, &high1, &low1);
-    c0 = high1 ^ c1 ^ key0;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ key1;
-    c3 = low0;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+/* ft__dropout_random for 16 blocks, whose numbers stand in c[0]: number w of block l becomes c[w][l]. A vector of 64-bit
+   lanes holds what is next to multiply in their lower halves, whatever stands in the upper ones; so the even and the odd
+   blocks are computed apart. The product of lower halves is one instruction, which not all compilers find. */
+#define FT__RANDOM(name, attributes, vector_bytes, MULTIPLY)                                        \
+  attributes static void name(const ft_dropout_mask *dropout, uint32_t row, uint32_t *c) {          \
+    typedef uint64_t V __attribute__((vector_size(vector_bytes)));                                  \
+    typedef uint64_t V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));    \
+    const V zero = {0}, factor0 = zero + 0xD2511F53u, factor1 = zero + 0xCD9E8D57u;                 \
+    int i, round;                                                                                   \
+    for (i = 0; i < FT__LANES; i += vector_bytes / 4) {                                             \
+      V key0 = zero + (uint32_t)dropout->seed;                                                      \
+      V key1 = zero + ((uint32_t)(dropout->seed >> 32) ^ (dropout->micro_batch * 0x85EBCA6Bu));     \
+      V even0 = *(const V_memory *)(c + i), even1 = zero + row, even2 = zero + dropout->site;       \
+      V even3 = zero + dropout->step, odd0 = even0 >> 32, odd1 = even1, odd2 = even2, odd3 = even3; \
+      for (round = 0; round < 10; ++round) {                                                        \
+        V product0 = MULTIPLY(even0, factor0), product1 = MULTIPLY(even2, factor1);                 \
+        even0 = (product1 >> 32) ^ even1 ^ key0, even1 = product1;                                  \
+        even2 = (product0 >> 32) ^ even3 ^ key1, even3 = product0;                                  \
+        product0 = MULTIPLY(odd0, factor0), product1 = MULTIPLY(odd2, factor1);                     \
+        odd0 = (product1 >> 32) ^ odd1 ^ key0, odd1 = product1;                                     \
+        odd2 = (product0 >> 32) ^ odd3 ^ key1, odd3 = product0;                                     \
+        key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;                                                   \
+      }                                                                                             \
+      *(V_memory *)(c + i) = (even0 & 0xFFFFFFFFu) | odd0 << 32;                                    \
+      *(V_memory *)(c + FT__LANES + i) = (even1 & 0xFFFFFFFFu) | odd1 << 32;                        \
+      *(V_memory *)(c + 2 * FT__LANES + i) = (even2 & 0xFFFFFFFFu) | odd2 << 32;                    \
+      *(V_memory *)(c + 3 * FT__LANES + i) = (even3 & 0xFFFFFFFFu) | odd3 << 32;                    \
+    }                                                                                               \
   }
-  c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3;
+#ifdef FT__PAIRS
+#define FT__LOWER_16(a, b) ((V)_mm_mul_epu32((__m128i)(a), (__m128i)(b)))
+#define FT__LOWER_32(a, b) ((V)_mm256_mul_epu32((__m256i)(a), (__m256i)(b)))
+#define FT__LOWER_64(a, b) ((V)_mm512_mul_epu32((__m512i)(a), (__m512i)(b)))
+#else
+#define FT__LOWER_16(a, b) (((a)&0xFFFFFFFFu) * (b))
+#define FT__LOWER_32 FT__LOWER_16
+#define FT__LOWER_64 FT__LOWER_16
+#endif
+FT__RANDOM(ft__random_generic, FT__ATTRIBUTES_GENERIC, 16, FT__LOWER_16)
+#if defined(__x86_64__)
+FT__RANDOM(ft__random_avx2, FT__ATTRIBUTES_AVX2, 32, FT__LOWER_32)
+FT__RANDOM(ft__random_avx512, FT__ATTRIBUTES_AVX512, 64, FT__LOWER_64)
+#endif
+
+FT__INLINE void ft__vector_random(const ft_dropout_mask *dropout, uint32_t row, ft__word_lanes c[4]) {
+#if defined(__x86_64__)
+  static void (*const random[])(const ft_dropout_mask *, uint32_t, uint32_t *) = {ft__random_generic, ft__random_avx2,
+                                                                                  ft__random_avx512};
+  random[FT__INSTRUCTION_SET()](dropout, row, (uint32_t *)c);
+#else
+  ft__random_generic(dropout, row, (uint32_t *)c);
+#endif
 }
 
 /* random = -1 where it is at least the threshold, else 0: minus the borrow of random - threshold. */
@@ -10258,27 +10283,30 @@ FT__INLINE void ft__keep_mask(ft__word_lanes *random, uint32_t threshold) {
   *random = (((~r & threshold) | ((~r | threshold) & (r - threshold))) >> 31) - 1u;
 }
 
-/* keep[i] = 1 if element `first` + i of a mask without rows is kept, else 0, for i < 64; first is a multiple of 4. The
-   byte w of 32-bit lane l belongs to element 4 l + w, so that bytes in memory stand in the order of elements. */
-FT__INLINE void ft__keep_64(const ft_dropout_mask *dropout, uint64_t first, uint8_t *keep) {
-  const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+/* The numbers of 16 blocks as what elements are multiplied by: 0 or scale. c[0] holds the blocks. */
+FT__INLINE void ft__vector_factors(const ft_dropout_mask *dropout, uint32_t row, ft__word_lanes c[4]) {
   uint32_t threshold = ft__dropout_threshold(dropout->probability);
-  ft__word_lanes c[4], bytes = {0};
+  ft__vector scale;
   int w;
-  c[0] = lane + (uint32_t)(first / 4);
-  ft__vector_random(dropout, (uint32_t)(first >> 34), c);
+  ft__fill(&scale, ft__dropout_scale(dropout));
+  ft__vector_random(dropout, row, c);
   for (w = 0; w < 4; ++w) {
     ft__keep_mask(&c[w], threshold);
-    bytes |= c[w] & (1u << (8 * w));
+    c[w] &= (ft__word_lanes)scale;
   }
-  memcpy(keep, &bytes, 64);
 }
 
-/* x = keep * x * scale, 16 elements */
-FT__INLINE void ft__vector_drop(ft__vector *x, const uint8_t *keep, float scale) {
-  ft__bytes bytes;
-  memcpy(&bytes, keep, sizeof bytes);
-  *x = *x * (__builtin_convertvector(__builtin_convertvector(bytes, ft__integers), ft__vector) * scale);
+/* factor[i] = what element `first` + i of a mask without rows is multiplied by, for i < 64; first is a multiple of 4.
+   Number w of lane l belongs to element 4 l + w. */
+FT__INLINE void ft__factors_64(const ft_dropout_mask *dropout, uint64_t first, float *factor) {
+  const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  float number[4 * FT__LANES];
+  ft__word_lanes c[4];
+  int w, l;
+  c[0] = lane + (uint32_t)(first / 4);
+  ft__vector_factors(dropout, (uint32_t)(first >> 34), c);
+  for (w = 0; w < 4; ++w) *(ft__vector_memory *)(number + w * FT__LANES) = (ft__vector)c[w];
+  for (l = 0; l < FT__LANES; l += 4) ft__transpose_4x4(number + l, FT__LANES, factor + 4 * l, 4);
 }
 
 typedef struct ft__dropout_job {
@@ -10292,16 +10320,15 @@ typedef struct ft__dropout_job {
 FT__INLINE void ft__dropout_piece(void *argument, int64_t piece, int thread) {
   const ft__dropout_job *job = (const ft__dropout_job *)argument;
   int64_t i, l, end = ft__smaller(job->count, (piece + 1) * FT__PIECE);
-  float scale = ft__dropout_scale(job->dropout);
-  uint8_t keep[64];
+  float factor[64];
   (void)thread;
-  memset(keep, 1, sizeof keep);
+  for (l = 0; l < 64; ++l) factor[l] = 1;
   for (i = piece * FT__PIECE; i < end; i += 64) {
-    if (job->dropout->probability > 0) ft__keep_64(job->dropout, (uint64_t)i, keep);
+    if (job->dropout->probability > 0) ft__factors_64(job->dropout, (uint64_t)i, factor);
     for (l = 0; l < 64 && i + l < end; l += FT__LANES) {
       ft__vector v;
       ft__load(&v, job->x + i + l, end - i - l);
-      ft__vector_drop(&v, keep + l, scale);
+      v = v * *(const ft__vector_memory *)(factor + l);
       ft__write(job->y + i + l, &v, end - i - l, job->accumulate);
     }
   }
@@ -10385,27 +10412,26 @@ FT__INLINE void ft__keep_lanes(ft__vector *v, int64_t count) {
   if (count < FT__LANES) *v = (ft__vector)((ft__integers)*v & FT__IS_NEGATIVE(lane - (int32_t)count));
 }
 
-/* keep[0 .. count) for elements index, index + 1, ...: the address in `keep` where they start. */
-FT__INLINE const uint8_t *ft__keep_run(const ft_dropout_mask *dropout, int64_t index, int64_t count, uint8_t *keep) {
+/* Dropout's factors of elements index .. index + count: the address in `factors` where they start. */
+FT__INLINE const float *ft__factor_run(const ft_dropout_mask *dropout, int64_t index, int64_t count, float *factors) {
   int64_t i, skip = index % 4;
-  for (i = 0; i < skip + count; i += 64) ft__keep_64(dropout, (uint64_t)(index - skip + i), keep + i);
-  return keep + skip;
+  for (i = 0; i < skip + count; i += 64) ft__factors_64(dropout, (uint64_t)(index - skip + i), factors + i);
+  return factors + skip;
 }
 
 /* s = residual + dropout(x) for one row; returns the sum of its elements. */
 FT__INLINE float ft__norm_sum_row(const ft_layer_norm_call *call, int64_t row, float *s) {
   int64_t j, l, columns = call->columns, start = row * columns;
-  float scale = ft__dropout_scale(&call->dropout);
-  uint8_t keep_bytes[FT__NORM_CHUNK + 128];
+  float factors[FT__NORM_CHUNK + 128];
   ft__vector total = {0};
   for (j = 0; j < columns; j += FT__NORM_CHUNK) {
     int64_t count = ft__smaller(FT__NORM_CHUNK, columns - j);
-    const uint8_t *keep = NULL;
-    if (call->dropout.probability > 0) keep = ft__keep_run(&call->dropout, start + j, count, keep_bytes);
+    const float *factor = NULL;
+    if (call->dropout.probability > 0) factor = ft__factor_run(&call->dropout, start + j, count, factors);
     for (l = 0; l < count; l += FT__LANES) {
       ft__vector v, residual;
       ft__load(&v, call->x + start + j + l, count - l);
-      if (keep) ft__vector_drop(&v, keep + l, scale);
+      if (factor) v = v * *(const ft__vector_memory *)(factor + l);
       if (call->residual) {
         ft__load(&residual, call->residual + start + j + l, count - l);
         v = v + residual;
@@ -10479,13 +10505,12 @@ FT__INLINE void ft__norm_means(const ft_layer_norm_call *call, int64_t row, floa
 /* The gradients of one row's s, and through it of x and residual. */
 FT__INLINE void ft__norm_backward_row(const ft_layer_norm_call *call, int64_t row, float mean_g, float mean_gz) {
   int64_t j, l, columns = call->columns, start = row * columns;
-  float mean = call->mean[row], rstd = call->rstd[row], scale = ft__dropout_scale(&call->dropout);
-  uint8_t keep_bytes[FT__NORM_CHUNK + 128];
+  float mean = call->mean[row], rstd = call->rstd[row], factors[FT__NORM_CHUNK + 128];
   for (j = 0; j < columns; j += FT__NORM_CHUNK) {
     int64_t count = ft__smaller(FT__NORM_CHUNK, columns - j);
-    const uint8_t *keep = NULL;
+    const float *factor = NULL;
     if (call->dropout.probability > 0 && call->x_gradient)
-      keep = ft__keep_run(&call->dropout, start + j, count, keep_bytes);
+      factor = ft__factor_run(&call->dropout, start + j, count, factors);
     for (l = 0; l < count; l += FT__LANES) {
       int64_t element = start + j + l, left = count - l;
       ft__vector z, ds, weight;
@@ -10495,7 +10520,7 @@ FT__INLINE void ft__norm_backward_row(const ft_layer_norm_call *call, int64_t ro
       z = (z - mean) * rstd;
       ds = (ds * weight - mean_g - z * mean_gz) * rstd;
       if (call->residual_gradient) ft__write(call->residual_gradient + element, &ds, left, call->residual_accumulate);
-      if (keep) ft__vector_drop(&ds, keep + l, scale);
+      if (factor) ds = ds * *(const ft__vector_memory *)(factor + l);
       if (call->x_gradient) ft__write(call->x_gradient + element, &ds, left, call->x_accumulate);
     }
   }
@@ -10750,26 +10775,18 @@ static const float *ft__attention_second(const ft__attention_head *head, const f
 
 /* factor[w] = dropout's factors of key + w for 16 queries */
 FT__INLINE void ft__attention_factors(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
-                                      int64_t key, ft__vector factor[4]) {
+                                      int64_t key, ft__word_lanes factor[4]) {
   const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  uint32_t threshold = ft__dropout_threshold(call->dropout.probability);
-  ft__vector scale;
-  ft__word_lanes c[4];
-  int w;
-  ft__fill(&scale, ft__dropout_scale(&call->dropout));
-  c[0] = (lane + (uint32_t)query) * 16384u + (uint32_t)(key / 4);
-  ft__vector_random(&call->dropout, (uint32_t)(head->text * call->heads + head->head), c);
-  for (w = 0; w < 4; ++w) {
-    ft__keep_mask(&c[w], threshold);
-    factor[w] = (ft__vector)(c[w] & (ft__word_lanes)scale);
-  }
+  factor[0] = (lane + (uint32_t)query) * 16384u + (uint32_t)(key / 4);
+  ft__vector_factors(&call->dropout, (uint32_t)(head->text * call->heads + head->head), factor);
 }
 
 /* Scores of 16 queries become exp(scale (s - max)), with dropout applied; inverse = 1 / their sum. */
 FT__INLINE void ft__attention_softmax(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
                                       float *scores, float *inverse) {
   int64_t i, j, w, length = head->length;
-  ft__vector largest = *(const ft__vector_memory *)scores, sum = {0}, x, v, factor[4];
+  ft__vector largest = *(const ft__vector_memory *)scores, sum = {0}, x, v;
+  ft__word_lanes factor[4];
   float largest_lane[FT__LANES], sum_lane[FT__LANES];
   for (j = 1; j < length; ++j) {
     v = *(const ft__vector_memory *)(scores + j * FT__QUERIES);
@@ -10790,7 +10807,8 @@ FT__INLINE void ft__attention_softmax(const ft__attention_head *head, const ft_a
   if (!(call->dropout.probability > 0)) return;
   for (j = 0; j < length; j += 4) {
     ft__attention_factors(head, call, query, j, factor);
-    for (w = 0; w < 4 && j + w < length; ++w) *(ft__vector_memory *)(scores + (j + w) * FT__QUERIES) *= factor[w];
+    for (w = 0; w < 4 && j + w < length; ++w)
+      *(ft__vector_memory *)(scores + (j + w) * FT__QUERIES) *= (ft__vector)factor[w];
   }
 }
 
@@ -10833,11 +10851,12 @@ FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, con
                                              int64_t query, int64_t lane) {
   int64_t j, w, length = head->length;
   float *scores = head->scores + lane, *dropped = head->dropped + lane, *gradient = head->score_gradient + lane;
-  ft__vector log_sum, row_sum = {0}, p, dp, factor[4];
+  ft__vector log_sum, row_sum = {0}, p, dp;
+  ft__word_lanes factor[4];
   ft__load(&log_sum, call->log_sum + head->head * call->tokens + head->first + query,
            query < length ? length - query : 0);
   ft__fill(&p, 1.0f);
-  for (w = 0; w < 4; ++w) factor[w] = p;
+  for (w = 0; w < 4; ++w) factor[w] = (ft__word_lanes)p;
   for (j = 0; j < length; j += 4) {
     if (call->dropout.probability > 0) ft__attention_factors(head, call, query, j, factor);
     for (w = 0; w < 4 && j + w < length; ++w) {
@@ -10845,7 +10864,7 @@ FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, con
       p = *(const ft__vector_memory *)(scores + at) * call->scale - log_sum;
       ft__vector_exp(&p);
       *(ft__vector_memory *)(scores + at) = p;
-      p = p * factor[w];
+      p = p * (ft__vector)factor[w];
       *(ft__vector_memory *)(dropped + at) = p;
       dp = *(const ft__vector_memory *)(gradient + at) * p;
       *(ft__vector_memory *)(gradient + at) = dp;
