@@ -10076,49 +10076,93 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
 }
 
 /* A few rows, or a few columns, times a matrix whose rows lie as the sums need them (a linear layer's weight): packing
-   would cost more than the products. Each element is one dot product; 2 x 4 of them share their loads. */
-FT__INLINE void ft__dot_2x4(int64_t k, const float *const a[2], const float *const b[4], float sum[2][4]) {
-  ft__vector sum00 = {0}, sum01 = {0}, sum02 = {0}, sum03 = {0}, sum10 = {0}, sum11 = {0}, sum12 = {0}, sum13 = {0};
-  int64_t p;
-  for (p = 0; p < k; p += FT__LANES) {
-    ft__vector x0, x1, y;
-    ft__load(&x0, a[0] + p, k - p);
-    ft__load(&x1, a[1] + p, k - p);
-    ft__load(&y, b[0] + p, k - p), sum00 += x0 * y, sum10 += x1 * y;
-    ft__load(&y, b[1] + p, k - p), sum01 += x0 * y, sum11 += x1 * y;
-    ft__load(&y, b[2] + p, k - p), sum02 += x0 * y, sum12 += x1 * y;
-    ft__load(&y, b[3] + p, k - p), sum03 += x0 * y, sum13 += x1 * y;
-  }
-  sum[0][0] = ft__sum_lanes(&sum00), sum[0][1] = ft__sum_lanes(&sum01);
-  sum[0][2] = ft__sum_lanes(&sum02), sum[0][3] = ft__sum_lanes(&sum03);
-  sum[1][0] = ft__sum_lanes(&sum10), sum[1][1] = ft__sum_lanes(&sum11);
-  sum[1][2] = ft__sum_lanes(&sum12), sum[1][3] = ft__sum_lanes(&sum13);
+   would cost more than the products. Each element is a dot product; a few rows of A and four of B share their loads.
+   While four rows of B, FT__DOT_STEPS wide, are multiplied by all rows of A, the next four are asked for. */
+enum { FT__FEW = 32, FT__DOT_COLUMNS = 32, FT__DOT_STEPS = 768 };
+
+typedef struct ft__dots { /* the kernel of one instruction set: sum[i][l] = a_i b_l, i < rows, for k a multiple of 16 */
+  int rows;
+  void (*sums)(int64_t k, const float *const *a, const float *const *b, const float *ahead, float sum[][4]);
+} ft__dots;
+
+/* sum[l] = the sum of lane[l][0 .. lanes) */
+FT__INLINE void ft__sum_lanes_4(float *lane, int lanes, float sum[4]) {
+  float across[16];
+  int l, i;
+  for (l = 0; l < 4; ++l)
+    for (i = 4; i < lanes; i += 4) *(ft__quad_memory *)(lane + l * lanes) += *(ft__quad_memory *)(lane + l * lanes + i);
+  ft__transpose_4x4(lane, lanes, across, 4);
+  *(ft__quad_memory *)sum = (*(ft__quad_memory *)across + *(ft__quad_memory *)(across + 8)) +
+                            (*(ft__quad_memory *)(across + 4) + *(ft__quad_memory *)(across + 12));
 }
+
+#define FT__REPEAT_2(X) X(0) X(1)
+#define FT__REPEAT_4(X) FT__REPEAT_2(X) X(2) X(3)
+#define FT__DOT_START(i) V sum##i##_0 = zero, sum##i##_1 = zero, sum##i##_2 = zero, sum##i##_3 = zero;
+#define FT__DOT_STEP(i)                         \
+  {                                             \
+    V x = *(const V_memory *)(a[i] + p);        \
+    sum##i##_0 += x * y0, sum##i##_1 += x * y1; \
+    sum##i##_2 += x * y2, sum##i##_3 += x * y3; \
+  }
+#define FT__DOT_END(i)                        \
+  lane[0] = sum##i##_0, lane[1] = sum##i##_1; \
+  lane[2] = sum##i##_2, lane[3] = sum##i##_3; \
+  ft__sum_lanes_4((float *)lane, vector_size / 4, sum[i]);
+#define FT__DOT(name, attributes, vector_bytes, rows)                                                      \
+  attributes static void name(int64_t k, const float *const *a, const float *const *b, const float *ahead, \
+                              float sum[][4]) {                                                            \
+    typedef float V __attribute__((vector_size(vector_bytes), may_alias));                                 \
+    typedef float V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));              \
+    enum { vector_size = vector_bytes };                                                                   \
+    const V zero = {0};                                                                                    \
+    V lane[4];                                                                                             \
+    int64_t p;                                                                                             \
+    FT__REPEAT_##rows(FT__DOT_START) for (p = 0; p < k; p += vector_bytes / 4) {                           \
+      V y0 = *(const V_memory *)(b[0] + p), y1 = *(const V_memory *)(b[1] + p);                            \
+      V y2 = *(const V_memory *)(b[2] + p), y3 = *(const V_memory *)(b[3] + p);                            \
+      __builtin_prefetch(ahead + p);                                                                       \
+      FT__REPEAT_##rows(FT__DOT_STEP)                                                                      \
+    }                                                                                                      \
+    FT__REPEAT_##rows(FT__DOT_END)                                                                         \
+  }
+FT__DOT(ft__dot_generic, FT__ATTRIBUTES_GENERIC, 16, 2)
+#if defined(__x86_64__)
+FT__DOT(ft__dot_avx2, FT__ATTRIBUTES_AVX2, 32, 2)
+FT__DOT(ft__dot_avx512, FT__ATTRIBUTES_AVX512, 64, 4)
+static const ft__dots ft__dot_kernels[] = {{2, ft__dot_generic}, {2, ft__dot_avx2}, {4, ft__dot_avx512}};
+#else
+static const ft__dots ft__dot_kernels[] = {{2, ft__dot_generic}};
+#endif
 
 FT__INLINE void ft__dot_piece(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
-  int64_t i, j, l, h, i0 = piece / job->column_groups * FT__LANES, j0 = piece % job->column_groups * FT__LANES;
-  int64_t i_end = ft__smaller(call->m, i0 + FT__LANES), j_end = ft__smaller(call->n, j0 + FT__LANES);
+  const ft__dots *dot = &ft__dot_kernels[FT__INSTRUCTION_SET()];
+  int64_t i, j, l, h, p, q, i0 = piece / job->column_groups * job->group_rows;
+  int64_t j0 = piece % job->column_groups * FT__DOT_COLUMNS;
+  int64_t i_end = ft__smaller(call->m, i0 + job->group_rows), j_end = ft__smaller(call->n, j0 + FT__DOT_COLUMNS);
   (void)thread;
-  for (j = j0; j < j_end; j += 4)
-    for (i = i0; i < i_end; i += 2) {
-      const float *a[2], *b[4];
-      float sum[2][4];
-      for (h = 0; h < 2; ++h) a[h] = call->a + ft__smaller(i + h, i_end - 1) * call->a_row;
-      for (l = 0; l < 4; ++l) b[l] = call->b + ft__smaller(j + l, j_end - 1) * call->b_column;
-      ft__dot_2x4(call->k, a, b, sum);
-      for (h = 0; h < 2 && i + h < i_end; ++h)
-        for (l = 0; l < 4 && j + l < j_end; ++l) {
-          float *c = call->c + (i + h) * call->c_row + j + l;
-          *c = call->accumulate ? *c + sum[h][l] : sum[h][l];
-        }
-    }
+  for (p = 0; p < call->k; p += FT__DOT_STEPS)
+    for (j = j0; j < j_end; j += 4)
+      for (i = i0; i < i_end; i += dot->rows) {
+        int64_t steps = ft__smaller(FT__DOT_STEPS, call->k - p), next = j + 4 + (i - i0) / dot->rows % 4;
+        const float *a[4], *b[4];
+        float sum[4][4];
+        for (h = 0; h < 4; ++h) a[h] = call->a + ft__smaller(i + h, i_end - 1) * call->a_row + p;
+        for (l = 0; l < 4; ++l) b[l] = call->b + ft__smaller(j + l, j_end - 1) * call->b_column + p;
+        dot->sums(steps / FT__LANES * FT__LANES, a, b, call->b + ft__smaller(next, j_end - 1) * call->b_column + p,
+                  sum);
+        for (h = 0; h < dot->rows && i + h < i_end; ++h)
+          for (l = 0; l < 4 && j + l < j_end; ++l) {
+            float *c = call->c + (i + h) * call->c_row + j + l;
+            for (q = steps / FT__LANES * FT__LANES; q < steps; ++q) sum[h][l] += a[h][q] * b[l][q];
+            *c = call->accumulate || p > 0 ? *c + sum[h][l] : sum[h][l];
+          }
+      }
   if (call->bias || call->before || call->activation) ft__product_finish(call, i0, i_end, j0, j_end);
 }
 FT__TASKS(ft__dot_piece)
-
-enum { FT__FEW = 32 }; /* rows or columns */
 
 static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
   ft__product job;
@@ -10129,8 +10173,9 @@ static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
              context->compute_dtype == FT_F32) {
     memset(&job, 0, sizeof job);
     job.call = call;
-    job.column_groups = ft__pieces(call->n, FT__LANES);
-    ft__parallel_for(context, ft__pieces(call->m, FT__LANES) * job.column_groups,
+    job.group_rows = call->m <= FT__FEW ? call->m : FT__LANES;
+    job.column_groups = ft__pieces(call->n, FT__DOT_COLUMNS);
+    ft__parallel_for(context, ft__pieces(call->m, job.group_rows) * job.column_groups,
                      ft__dot_piece_tasks[FT__INSTRUCTION_SET()], &job);
   } else {
     ft__product_run(context, call);
@@ -10223,9 +10268,9 @@ static void ft__dropout_plain(ft_context *context, int64_t count, const ft_dropo
 }
 
 #if FT__FAST
-/* ft__dropout_random for 16 blocks, whose numbers stand in c[0]: number w of block l becomes c[w][l]. A vector of 64-bit
-   lanes holds what is next to multiply in their lower halves, whatever stands in the upper ones; so the even and the odd
-   blocks are computed apart. The product of lower halves is one instruction, which not all compilers find. */
+/* ft__dropout_random for 16 blocks, whose numbers stand in c[0]: number w of block l becomes c[w][l]. Vectors of 64-bit
+   lanes hold what is next to multiply in the lower halves, whatever stands in the upper ones; so even and odd blocks are
+   computed apart. The product of lower halves is one instruction, which not all compilers find. */
 #define FT__RANDOM(name, attributes, vector_bytes, MULTIPLY)                                        \
   attributes static void name(const ft_dropout_mask *dropout, uint32_t row, uint32_t *c) {          \
     typedef uint64_t V __attribute__((vector_size(vector_bytes)));                                  \
