@@ -473,6 +473,7 @@ typedef struct ft_tensor {
   void *data;             /* back-end memory: opaque, only ft_tensor_read and ft_tensor_write look inside */
   void *gradient;         /* back-end memory of the same shape, contiguous, or NULL */
   uint8_t *gradient_rows; /* private: see ft__gradient_of_rows */
+  void *packed;           /* private: see ft_matmul_call.packed */
   ft_context *owner;      /* private: whose allocator made a persistent tensor */
 } ft_tensor;
 
@@ -938,6 +939,9 @@ typedef struct ft_matmul_call { /* C [m, n] (+)= activation(A [m, k] B [k, n] + 
   const ft_real *bias; /* [n] or NULL */
   ft_unary activation;
   ft_real *before; /* NULL, or [m, n] with rows of c_row: receives the sum before the activation */
+  /* NULL, or where a back end may keep B in the form in which it multiplies: NULL at first, then a buffer of its own,
+     to be released when B changes. Calls with the same `packed` have the same B. */
+  void **packed;
 } ft_matmul_call;
 
 /* Over packed texts: rows offsets[b] .. offsets[b] + lengths[b] attend to each other. The mask element of text b, head
@@ -10043,13 +10047,28 @@ FT__INLINE void ft__product_tiles(void *argument, int64_t piece, int thread) {
 }
 FT__TASKS(ft__product_tiles)
 
+/* For scoring in bfloat16 all of B is kept as packed: half of what is read again for every batch, and nothing to round.
+   Its blocks stand in the order in which ft__product_run makes them. */
+static float *ft__product_kept(ft_context *context, const ft_matmul_call *call, const ft__micro *micro,
+                               bool *is_packed) {
+  *is_packed = call->packed && *call->packed;
+  if (call->packed && !*call->packed && micro->pieces == 1)
+    *call->packed = ft__cpu_allocate(
+        context, (size_t)(ft__pieces(call->n, micro->columns) * micro->columns * ft__packed_line(micro, call->k)) *
+                     sizeof(float));
+  return call->packed ? (float *)*call->packed : NULL;
+}
+
 static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   int set = FT__INSTRUCTION_SET();
   int64_t n_block, m_block, k_block, lines;
+  float *kept;
+  bool is_packed;
   ft__product job;
   memset(&job, 0, sizeof job);
   job.call = call;
   job.micro = ft__micro_choose(context);
+  kept = ft__product_kept(context, call, job.micro, &is_packed);
   k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
   lines = (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) / ft__packed_line(job.micro, k_block);
   n_block = lines * 3 / 4 / job.micro->columns * job.micro->columns;
@@ -10065,9 +10084,12 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
         job.k = ft__smaller(k_block, call->k - job.k0);
         job.m = ft__smaller(m_block, call->m - job.m0);
         job.line = ft__packed_line(job.micro, job.k);
-        job.a = job.b + n_block * job.line;
+        job.a = (float *)ft__scratch(context, 0) + n_block * job.line;
+        if (kept)
+          job.b = kept + job.n0 * ft__packed_line(job.micro, call->k) +
+                  ft__pieces(job.n, job.micro->columns) * job.micro->columns * ft__packed_line(job.micro, job.k0);
         job.a_pieces = ft__pieces(job.m, ft__pack_lines(job.micro->rows));
-        b_pieces = job.m0 ? 0 : ft__pieces(job.n, ft__pack_lines(job.micro->columns));
+        b_pieces = job.m0 || is_packed ? 0 : ft__pieces(job.n, ft__pack_lines(job.micro->columns));
         job.row_groups = ft__pieces(job.m, job.group_rows);
         ft__parallel_for(context, job.a_pieces + b_pieces, ft__product_pack_tasks[set], &job);
         ft__parallel_for(context, job.row_groups * ft__pieces(job.n, job.group_columns), ft__product_tiles_tasks[set],
@@ -11772,6 +11794,12 @@ FT_API ft_tensor *ft_tensor_create(ft_context *context, ft_dtype dtype, int dime
   return NULL;
 }
 
+/* To be called when a tensor's values have been written: what was made of the old ones is dropped. */
+static void ft__tensor_changed(ft_tensor *tensor) {
+  if (tensor->packed) tensor->owner->backend->release(tensor->owner, tensor->packed);
+  tensor->packed = NULL;
+}
+
 FT_API void ft_tensor_free(ft_tensor *tensor) {
   ft_context *context;
   if (!tensor || !tensor->persistent) return;
@@ -11779,6 +11807,7 @@ FT_API void ft_tensor_free(ft_tensor *tensor) {
   if (tensor->data) context->backend->release(context, tensor->data);
   if (tensor->gradient) context->backend->release(context, tensor->gradient);
   ft__release(context, tensor->gradient_rows);
+  ft__tensor_changed(tensor);
   ft__release(context, tensor);
 }
 
@@ -11822,6 +11851,7 @@ FT_API ft_status ft_tensor_write(ft_context *context, ft_tensor *tensor, const v
   if (!tensor) return ft__null_status(context, "ft_tensor_write needs a tensor");
   if (ft__check_contiguous(context, tensor, "ft_tensor_write") != FT_OK) return context->status;
   context->backend->write(context, tensor->data, values, ft__tensor_bytes(tensor));
+  ft__tensor_changed(tensor);
   return FT_OK;
 }
 
@@ -12459,6 +12489,7 @@ static void ft__linear_forward(ft_context *context, ft__node *node) {
   call.bias = ft__data(bias);
   call.activation = up ? FT_IDENTITY : (ft_unary)node->kind;
   call.before = up ? NULL : ft__out(before);
+  if (context->no_grad > 0 && weight->persistent && weight->owner == context) call.packed = &weight->packed;
   context->backend->matmul(context, &call);
   if (!up) return;
   size[0] = call.m, size[1] = call.n, size[2] = up->shape[1];
@@ -15909,6 +15940,7 @@ FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer,
     step.second_moment = (ft_real *)trained->second_moment->data;
     step.weight_decay = trained->parameter.decays ? optimizer->options.weight_decay : 0;
     context->backend->adamw(context, &step);
+    ft__tensor_changed(tensor);
     ft_gradient_zero(context, tensor);
   }
   return FT_OK;
