@@ -10291,8 +10291,8 @@ static void ft__dropout_plain(ft_context *context, int64_t count, const ft_dropo
 
 #if FT__FAST
 /* ft__dropout_random for 16 blocks, whose numbers stand in c[0]: number w of block l becomes c[w][l]. Vectors of 64-bit
-   lanes hold what is next to multiply in the lower halves, whatever stands in the upper ones; so even and odd blocks are
-   computed apart. The product of lower halves is one instruction, which not all compilers find. */
+   lanes hold what is next to multiply in the lower halves, whatever stands in the upper ones, so even and odd blocks
+   are computed apart. The product of lower halves is one instruction, which not all compilers find. */
 #define FT__RANDOM(name, attributes, vector_bytes, MULTIPLY)                                        \
   attributes static void name(const ft_dropout_mask *dropout, uint32_t row, uint32_t *c) {          \
     typedef uint64_t V __attribute__((vector_size(vector_bytes)));                                  \
