@@ -468,11 +468,13 @@ typedef struct ft_tensor {
   int64_t shape[4];  /* [dimensions] */
   int64_t stride[4]; /* in elements; 0 along a broadcast dimension */
   bool requires_gradient;
-  bool gradient_is_set; /* private: the gradient's memory holds a value, not yet garbage */
-  bool persistent;      /* private: made by ft_tensor_create */
-  void *data;           /* back-end memory: opaque, only ft_tensor_read and ft_tensor_write look inside */
-  void *gradient;       /* back-end memory of the same shape, contiguous, or NULL */
-  ft_context *owner;    /* private: whose allocator made a persistent tensor */
+  bool gradient_is_set;   /* private: the gradient's memory holds a value, not yet garbage */
+  bool persistent;        /* private: made by ft_tensor_create */
+  void *data;             /* back-end memory: opaque, only ft_tensor_read and ft_tensor_write look inside */
+  void *gradient;         /* back-end memory of the same shape, contiguous, or NULL */
+  uint8_t *gradient_rows; /* private: see ft__gradient_of_rows */
+  void *packed;           /* private: see ft_matmul_call.packed */
+  ft_context *owner;      /* private: whose allocator made a persistent tensor */
 } ft_tensor;
 
 /* A persistent tensor, zero-filled; free it with ft_tensor_free. A temporary one lives until ft_tape_clear. */
@@ -962,6 +964,9 @@ typedef struct ft_matmul_call { /* C [m, n] (+)= activation(A [m, k] B [k, n] + 
   const ft_real *bias; /* [n] or NULL */
   ft_unary activation;
   ft_real *before; /* NULL, or [m, n] with rows of c_row: receives the sum before the activation */
+  /* NULL, or where a back end may keep B in the form in which it multiplies: NULL at first, then a buffer of its own,
+     to be released when B changes. Calls with the same `packed` have the same B. */
+  void **packed;
 } ft_matmul_call;
 
 /* Over packed texts: rows offsets[b] .. offsets[b] + lengths[b] attend to each other. The mask element of text b, head
@@ -1037,6 +1042,10 @@ typedef struct ft_adamw_step { /* one step for one tensor: see ft_optimizer_step
   double gradient_scale;                          /* the gradient is multiplied by this first: clipping */
   double learning_rate, beta1, beta2, epsilon, weight_decay;
   int64_t step; /* from 1 */
+  /* Host memory, or NULL: for each row of `columns` elements, 0 where gradient and moments are all zero. They need not
+     be read there; the result is the same if they are. */
+  const uint8_t *rows;
+  int64_t columns;
 } ft_adamw_step;
 
 struct ft_backend {
@@ -9132,8 +9141,6 @@ static ft__instruction_set ft__instruction_set_best(void) {
 typedef float ft__vector __attribute__((vector_size(64)));
 typedef int32_t ft__integers __attribute__((vector_size(64)));
 typedef uint32_t ft__word_lanes __attribute__((vector_size(64)));
-typedef uint64_t ft__longs __attribute__((vector_size(64)));
-typedef uint8_t ft__bytes __attribute__((vector_size(16)));
 typedef float ft__vector_memory __attribute__((vector_size(64), aligned(4), may_alias)); /* anywhere in memory */
 typedef float ft__quad __attribute__((vector_size(16)));
 typedef float ft__quad_memory __attribute__((vector_size(16), aligned(4), may_alias));
@@ -9723,7 +9730,7 @@ enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets *
 #endif
 
 /* y[p * y_row + i] = x[i * x_row + p] for 4 x 4 elements */
-static inline void ft__transpose_4x4(const float *x, int64_t x_row, float *y, int64_t y_row) {
+FT__INLINE void ft__transpose_4x4(const float *x, int64_t x_row, float *y, int64_t y_row) {
 #if !defined(__clang__)
   typedef int32_t order __attribute__((vector_size(16)));
   const order mask_0415 = {0, 4, 1, 5}, mask_2637 = {2, 6, 3, 7}, mask_0145 = {0, 1, 4, 5}, mask_2367 = {2, 3, 6, 7};
@@ -10076,13 +10083,28 @@ FT__INLINE void ft__product_tiles(void *argument, int64_t piece, int thread) {
 }
 FT__TASKS(ft__product_tiles)
 
+/* For scoring in bfloat16 all of B is kept as packed: half of what is read again for every batch, and nothing to round.
+   Its blocks stand in the order in which ft__product_run makes them. */
+static float *ft__product_kept(ft_context *context, const ft_matmul_call *call, const ft__micro *micro,
+                               bool *is_packed) {
+  *is_packed = call->packed && *call->packed;
+  if (call->packed && !*call->packed && micro->pieces == 1)
+    *call->packed = ft__cpu_allocate(
+        context, (size_t)(ft__pieces(call->n, micro->columns) * micro->columns * ft__packed_line(micro, call->k)) *
+                     sizeof(float));
+  return call->packed ? (float *)*call->packed : NULL;
+}
+
 static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   int set = FT__INSTRUCTION_SET();
   int64_t n_block, m_block, k_block, lines;
+  float *kept;
+  bool is_packed;
   ft__product job;
   memset(&job, 0, sizeof job);
   job.call = call;
   job.micro = ft__micro_choose(context);
+  kept = ft__product_kept(context, call, job.micro, &is_packed);
   k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
   lines = (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) / ft__packed_line(job.micro, k_block);
   n_block = lines * 3 / 4 / job.micro->columns * job.micro->columns;
@@ -10098,9 +10120,12 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
         job.k = ft__smaller(k_block, call->k - job.k0);
         job.m = ft__smaller(m_block, call->m - job.m0);
         job.line = ft__packed_line(job.micro, job.k);
-        job.a = job.b + n_block * job.line;
+        job.a = (float *)ft__scratch(context, 0) + n_block * job.line;
+        if (kept)
+          job.b = kept + job.n0 * ft__packed_line(job.micro, call->k) +
+                  ft__pieces(job.n, job.micro->columns) * job.micro->columns * ft__packed_line(job.micro, job.k0);
         job.a_pieces = ft__pieces(job.m, ft__pack_lines(job.micro->rows));
-        b_pieces = job.m0 ? 0 : ft__pieces(job.n, ft__pack_lines(job.micro->columns));
+        b_pieces = job.m0 || is_packed ? 0 : ft__pieces(job.n, ft__pack_lines(job.micro->columns));
         job.row_groups = ft__pieces(job.m, job.group_rows);
         ft__parallel_for(context, job.a_pieces + b_pieces, ft__product_pack_tasks[set], &job);
         ft__parallel_for(context, job.row_groups * ft__pieces(job.n, job.group_columns), ft__product_tiles_tasks[set],
@@ -10109,49 +10134,93 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
 }
 
 /* A few rows, or a few columns, times a matrix whose rows lie as the sums need them (a linear layer's weight): packing
-   would cost more than the products. Each element is one dot product; 2 x 4 of them share their loads. */
-FT__INLINE void ft__dot_2x4(int64_t k, const float *const a[2], const float *const b[4], float sum[2][4]) {
-  ft__vector sum00 = {0}, sum01 = {0}, sum02 = {0}, sum03 = {0}, sum10 = {0}, sum11 = {0}, sum12 = {0}, sum13 = {0};
-  int64_t p;
-  for (p = 0; p < k; p += FT__LANES) {
-    ft__vector x0, x1, y;
-    ft__load(&x0, a[0] + p, k - p);
-    ft__load(&x1, a[1] + p, k - p);
-    ft__load(&y, b[0] + p, k - p), sum00 += x0 * y, sum10 += x1 * y;
-    ft__load(&y, b[1] + p, k - p), sum01 += x0 * y, sum11 += x1 * y;
-    ft__load(&y, b[2] + p, k - p), sum02 += x0 * y, sum12 += x1 * y;
-    ft__load(&y, b[3] + p, k - p), sum03 += x0 * y, sum13 += x1 * y;
-  }
-  sum[0][0] = ft__sum_lanes(&sum00), sum[0][1] = ft__sum_lanes(&sum01);
-  sum[0][2] = ft__sum_lanes(&sum02), sum[0][3] = ft__sum_lanes(&sum03);
-  sum[1][0] = ft__sum_lanes(&sum10), sum[1][1] = ft__sum_lanes(&sum11);
-  sum[1][2] = ft__sum_lanes(&sum12), sum[1][3] = ft__sum_lanes(&sum13);
+   would cost more than the products. Each element is a dot product; a few rows of A and four of B share their loads.
+   While four rows of B, FT__DOT_STEPS wide, are multiplied by all rows of A, the next four are asked for. */
+enum { FT__FEW = 32, FT__DOT_COLUMNS = 32, FT__DOT_STEPS = 768 };
+
+typedef struct ft__dots { /* the kernel of one instruction set: sum[i][l] = a_i b_l, i < rows, for k a multiple of 16 */
+  int rows;
+  void (*sums)(int64_t k, const float *const *a, const float *const *b, const float *ahead, float sum[][4]);
+} ft__dots;
+
+/* sum[l] = the sum of lane[l][0 .. lanes) */
+FT__INLINE void ft__sum_lanes_4(float *lane, int lanes, float sum[4]) {
+  float across[16];
+  int l, i;
+  for (l = 0; l < 4; ++l)
+    for (i = 4; i < lanes; i += 4) *(ft__quad_memory *)(lane + l * lanes) += *(ft__quad_memory *)(lane + l * lanes + i);
+  ft__transpose_4x4(lane, lanes, across, 4);
+  *(ft__quad_memory *)sum = (*(ft__quad_memory *)across + *(ft__quad_memory *)(across + 8)) +
+                            (*(ft__quad_memory *)(across + 4) + *(ft__quad_memory *)(across + 12));
 }
+
+#define FT__REPEAT_2(X) X(0) X(1)
+#define FT__REPEAT_4(X) FT__REPEAT_2(X) X(2) X(3)
+#define FT__DOT_START(i) V sum##i##_0 = zero, sum##i##_1 = zero, sum##i##_2 = zero, sum##i##_3 = zero;
+#define FT__DOT_STEP(i)                         \
+  {                                             \
+    V x = *(const V_memory *)(a[i] + p);        \
+    sum##i##_0 += x * y0, sum##i##_1 += x * y1; \
+    sum##i##_2 += x * y2, sum##i##_3 += x * y3; \
+  }
+#define FT__DOT_END(i)                        \
+  lane[0] = sum##i##_0, lane[1] = sum##i##_1; \
+  lane[2] = sum##i##_2, lane[3] = sum##i##_3; \
+  ft__sum_lanes_4((float *)lane, vector_size / 4, sum[i]);
+#define FT__DOT(name, attributes, vector_bytes, rows)                                                      \
+  attributes static void name(int64_t k, const float *const *a, const float *const *b, const float *ahead, \
+                              float sum[][4]) {                                                            \
+    typedef float V __attribute__((vector_size(vector_bytes), may_alias));                                 \
+    typedef float V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));              \
+    enum { vector_size = vector_bytes };                                                                   \
+    const V zero = {0};                                                                                    \
+    V lane[4];                                                                                             \
+    int64_t p;                                                                                             \
+    FT__REPEAT_##rows(FT__DOT_START) for (p = 0; p < k; p += vector_bytes / 4) {                           \
+      V y0 = *(const V_memory *)(b[0] + p), y1 = *(const V_memory *)(b[1] + p);                            \
+      V y2 = *(const V_memory *)(b[2] + p), y3 = *(const V_memory *)(b[3] + p);                            \
+      __builtin_prefetch(ahead + p);                                                                       \
+      FT__REPEAT_##rows(FT__DOT_STEP)                                                                      \
+    }                                                                                                      \
+    FT__REPEAT_##rows(FT__DOT_END)                                                                         \
+  }
+FT__DOT(ft__dot_generic, FT__ATTRIBUTES_GENERIC, 16, 2)
+#if defined(__x86_64__)
+FT__DOT(ft__dot_avx2, FT__ATTRIBUTES_AVX2, 32, 2)
+FT__DOT(ft__dot_avx512, FT__ATTRIBUTES_AVX512, 64, 4)
+static const ft__dots ft__dot_kernels[] = {{2, ft__dot_generic}, {2, ft__dot_avx2}, {4, ft__dot_avx512}};
+#else
+static const ft__dots ft__dot_kernels[] = {{2, ft__dot_generic}};
+#endif
 
 FT__INLINE void ft__dot_piece(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
-  int64_t i, j, l, h, i0 = piece / job->column_groups * FT__LANES, j0 = piece % job->column_groups * FT__LANES;
-  int64_t i_end = ft__smaller(call->m, i0 + FT__LANES), j_end = ft__smaller(call->n, j0 + FT__LANES);
+  const ft__dots *dot = &ft__dot_kernels[FT__INSTRUCTION_SET()];
+  int64_t i, j, l, h, p, q, i0 = piece / job->column_groups * job->group_rows;
+  int64_t j0 = piece % job->column_groups * FT__DOT_COLUMNS;
+  int64_t i_end = ft__smaller(call->m, i0 + job->group_rows), j_end = ft__smaller(call->n, j0 + FT__DOT_COLUMNS);
   (void)thread;
-  for (j = j0; j < j_end; j += 4)
-    for (i = i0; i < i_end; i += 2) {
-      const float *a[2], *b[4];
-      float sum[2][4];
-      for (h = 0; h < 2; ++h) a[h] = call->a + ft__smaller(i + h, i_end - 1) * call->a_row;
-      for (l = 0; l < 4; ++l) b[l] = call->b + ft__smaller(j + l, j_end - 1) * call->b_column;
-      ft__dot_2x4(call->k, a, b, sum);
-      for (h = 0; h < 2 && i + h < i_end; ++h)
-        for (l = 0; l < 4 && j + l < j_end; ++l) {
-          float *c = call->c + (i + h) * call->c_row + j + l;
-          *c = call->accumulate ? *c + sum[h][l] : sum[h][l];
-        }
-    }
+  for (p = 0; p < call->k; p += FT__DOT_STEPS)
+    for (j = j0; j < j_end; j += 4)
+      for (i = i0; i < i_end; i += dot->rows) {
+        int64_t steps = ft__smaller(FT__DOT_STEPS, call->k - p), next = j + 4 + (i - i0) / dot->rows % 4;
+        const float *a[4], *b[4];
+        float sum[4][4];
+        for (h = 0; h < 4; ++h) a[h] = call->a + ft__smaller(i + h, i_end - 1) * call->a_row + p;
+        for (l = 0; l < 4; ++l) b[l] = call->b + ft__smaller(j + l, j_end - 1) * call->b_column + p;
+        dot->sums(steps / FT__LANES * FT__LANES, a, b, call->b + ft__smaller(next, j_end - 1) * call->b_column + p,
+                  sum);
+        for (h = 0; h < dot->rows && i + h < i_end; ++h)
+          for (l = 0; l < 4 && j + l < j_end; ++l) {
+            float *c = call->c + (i + h) * call->c_row + j + l;
+            for (q = steps / FT__LANES * FT__LANES; q < steps; ++q) sum[h][l] += a[h][q] * b[l][q];
+            *c = call->accumulate || p > 0 ? *c + sum[h][l] : sum[h][l];
+          }
+      }
   if (call->bias || call->before || call->activation) ft__product_finish(call, i0, i_end, j0, j_end);
 }
 FT__TASKS(ft__dot_piece)
-
-enum { FT__FEW = 32 }; /* rows or columns */
 
 static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
   ft__product job;
@@ -10162,8 +10231,9 @@ static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
              context->compute_dtype == FT_F32) {
     memset(&job, 0, sizeof job);
     job.call = call;
-    job.column_groups = ft__pieces(call->n, FT__LANES);
-    ft__parallel_for(context, ft__pieces(call->m, FT__LANES) * job.column_groups,
+    job.group_rows = ft__smaller(call->m, call->m <= FT__FEW ? FT__FEW : FT__LANES);
+    job.column_groups = ft__pieces(call->n, FT__DOT_COLUMNS);
+    ft__parallel_for(context, ft__pieces(call->m, job.group_rows) * job.column_groups,
                      ft__dot_piece_tasks[FT__INSTRUCTION_SET()], &job);
   } else {
     ft__product_run(context, call);
@@ -10256,31 +10326,58 @@ static void ft__dropout_plain(ft_context *context, int64_t count, const ft_dropo
 }
 
 #if FT__FAST
-/* a * factor, 32 x 32 -> 64 bits, as the even and the odd lanes' products */
-FT__INLINE void ft__multiply_wide(const ft__word_lanes *a, uint64_t factor, ft__word_lanes *high, ft__word_lanes *low) {
-  ft__longs even = ((ft__longs)*a & 0xFFFFFFFFu) * factor, odd = ((ft__longs)*a >> 32) * factor;
-  *low = (ft__word_lanes)((even & 0xFFFFFFFFu) | (odd << 32));
-  *high = (ft__word_lanes)((even >> 32) | (odd & 0xFFFFFFFF00000000u));
-}
-
-/* ft__dropout_random for the 16 blocks in c[0], in place: number w of lane l's block is lane l of c[w]. */
-FT__INLINE void ft__vector_random(const ft_dropout_mask *dropout, uint32_t row, ft__word_lanes c[4]) {
-  uint32_t key0 = (uint32_t)dropout->seed;
-  uint32_t key1 = (uint32_t)(dropout->seed >> 32) ^ (dropout->micro_batch * 0x85EBCA6Bu);
-  ft__word_lanes zero = {0}, c0 = c[0], c1 = zero + row, c2 = zero + dropout->site, c3 = zero + dropout->step;
-  ft__word_lanes high0, low0, high1, low1;
-  int round;
-  for (round = 0; round < 10; ++round) {
-    ft__multiply_wide(&c0, 0xD2511F53u, &high0, &low0);
-    ft__multiply_wide(&c2, 0xCD9E8D57u, &high1, &low1);
-    c0 = high1 ^ c1 ^ key0;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ key1;
-    c3 = low0;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+/* ft__dropout_random for 16 blocks, whose numbers stand in c[0]: number w of block l becomes c[w][l]. Vectors of 64-bit
+   lanes hold what is next to multiply in the lower halves, whatever stands in the upper ones, so even and odd blocks
+   are computed apart. The product of lower halves is one instruction, which not all compilers find. */
+#define FT__RANDOM(name, attributes, vector_bytes, MULTIPLY)                                        \
+  attributes static void name(const ft_dropout_mask *dropout, uint32_t row, uint32_t *c) {          \
+    typedef uint64_t V __attribute__((vector_size(vector_bytes)));                                  \
+    typedef uint64_t V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));    \
+    const V zero = {0}, factor0 = zero + 0xD2511F53u, factor1 = zero + 0xCD9E8D57u;                 \
+    int i, round;                                                                                   \
+    for (i = 0; i < FT__LANES; i += vector_bytes / 4) {                                             \
+      V key0 = zero + (uint32_t)dropout->seed;                                                      \
+      V key1 = zero + ((uint32_t)(dropout->seed >> 32) ^ (dropout->micro_batch * 0x85EBCA6Bu));     \
+      V even0 = *(const V_memory *)(c + i), even1 = zero + row, even2 = zero + dropout->site;       \
+      V even3 = zero + dropout->step, odd0 = even0 >> 32, odd1 = even1, odd2 = even2, odd3 = even3; \
+      for (round = 0; round < 10; ++round) {                                                        \
+        V product0 = MULTIPLY(even0, factor0), product1 = MULTIPLY(even2, factor1);                 \
+        even0 = (product1 >> 32) ^ even1 ^ key0, even1 = product1;                                  \
+        even2 = (product0 >> 32) ^ even3 ^ key1, even3 = product0;                                  \
+        product0 = MULTIPLY(odd0, factor0), product1 = MULTIPLY(odd2, factor1);                     \
+        odd0 = (product1 >> 32) ^ odd1 ^ key0, odd1 = product1;                                     \
+        odd2 = (product0 >> 32) ^ odd3 ^ key1, odd3 = product0;                                     \
+        key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;                                                   \
+      }                                                                                             \
+      *(V_memory *)(c + i) = (even0 & 0xFFFFFFFFu) | odd0 << 32;                                    \
+      *(V_memory *)(c + FT__LANES + i) = (even1 & 0xFFFFFFFFu) | odd1 << 32;                        \
+      *(V_memory *)(c + 2 * FT__LANES + i) = (even2 & 0xFFFFFFFFu) | odd2 << 32;                    \
+      *(V_memory *)(c + 3 * FT__LANES + i) = (even3 & 0xFFFFFFFFu) | odd3 << 32;                    \
+    }                                                                                               \
   }
-  c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3;
+#ifdef FT__PAIRS
+#define FT__LOWER_16(a, b) ((V)_mm_mul_epu32((__m128i)(a), (__m128i)(b)))
+#define FT__LOWER_32(a, b) ((V)_mm256_mul_epu32((__m256i)(a), (__m256i)(b)))
+#define FT__LOWER_64(a, b) ((V)_mm512_mul_epu32((__m512i)(a), (__m512i)(b)))
+#else
+#define FT__LOWER_16(a, b) (((a)&0xFFFFFFFFu) * (b))
+#define FT__LOWER_32 FT__LOWER_16
+#define FT__LOWER_64 FT__LOWER_16
+#endif
+FT__RANDOM(ft__random_generic, FT__ATTRIBUTES_GENERIC, 16, FT__LOWER_16)
+#if defined(__x86_64__)
+FT__RANDOM(ft__random_avx2, FT__ATTRIBUTES_AVX2, 32, FT__LOWER_32)
+FT__RANDOM(ft__random_avx512, FT__ATTRIBUTES_AVX512, 64, FT__LOWER_64)
+#endif
+
+FT__INLINE void ft__vector_random(const ft_dropout_mask *dropout, uint32_t row, ft__word_lanes c[4]) {
+#if defined(__x86_64__)
+  static void (*const random[])(const ft_dropout_mask *, uint32_t, uint32_t *) = {ft__random_generic, ft__random_avx2,
+                                                                                  ft__random_avx512};
+  random[FT__INSTRUCTION_SET()](dropout, row, (uint32_t *)c);
+#else
+  ft__random_generic(dropout, row, (uint32_t *)c);
+#endif
 }
 
 /* random = -1 where it is at least the threshold, else 0: minus the borrow of random - threshold. */
@@ -10289,27 +10386,30 @@ FT__INLINE void ft__keep_mask(ft__word_lanes *random, uint32_t threshold) {
   *random = (((~r & threshold) | ((~r | threshold) & (r - threshold))) >> 31) - 1u;
 }
 
-/* keep[i] = 1 if element `first` + i of a mask without rows is kept, else 0, for i < 64; first is a multiple of 4. The
-   byte w of 32-bit lane l belongs to element 4 l + w, so that bytes in memory stand in the order of elements. */
-FT__INLINE void ft__keep_64(const ft_dropout_mask *dropout, uint64_t first, uint8_t *keep) {
-  const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+/* The numbers of 16 blocks as what elements are multiplied by: 0 or scale. c[0] holds the blocks. */
+FT__INLINE void ft__vector_factors(const ft_dropout_mask *dropout, uint32_t row, ft__word_lanes c[4]) {
   uint32_t threshold = ft__dropout_threshold(dropout->probability);
-  ft__word_lanes c[4], bytes = {0};
+  ft__vector scale;
   int w;
-  c[0] = lane + (uint32_t)(first / 4);
-  ft__vector_random(dropout, (uint32_t)(first >> 34), c);
+  ft__fill(&scale, ft__dropout_scale(dropout));
+  ft__vector_random(dropout, row, c);
   for (w = 0; w < 4; ++w) {
     ft__keep_mask(&c[w], threshold);
-    bytes |= c[w] & (1u << (8 * w));
+    c[w] &= (ft__word_lanes)scale;
   }
-  memcpy(keep, &bytes, 64);
 }
 
-/* x = keep * x * scale, 16 elements */
-FT__INLINE void ft__vector_drop(ft__vector *x, const uint8_t *keep, float scale) {
-  ft__bytes bytes;
-  memcpy(&bytes, keep, sizeof bytes);
-  *x = *x * (__builtin_convertvector(__builtin_convertvector(bytes, ft__integers), ft__vector) * scale);
+/* factor[i] = what element `first` + i of a mask without rows is multiplied by, for i < 64; first is a multiple of 4.
+   Number w of lane l belongs to element 4 l + w. */
+FT__INLINE void ft__factors_64(const ft_dropout_mask *dropout, uint64_t first, float *factor) {
+  const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  float number[4 * FT__LANES];
+  ft__word_lanes c[4];
+  int w, l;
+  c[0] = lane + (uint32_t)(first / 4);
+  ft__vector_factors(dropout, (uint32_t)(first >> 34), c);
+  for (w = 0; w < 4; ++w) *(ft__vector_memory *)(number + w * FT__LANES) = (ft__vector)c[w];
+  for (l = 0; l < FT__LANES; l += 4) ft__transpose_4x4(number + l, FT__LANES, factor + 4 * l, 4);
 }
 
 typedef struct ft__dropout_job {
@@ -10323,16 +10423,15 @@ typedef struct ft__dropout_job {
 FT__INLINE void ft__dropout_piece(void *argument, int64_t piece, int thread) {
   const ft__dropout_job *job = (const ft__dropout_job *)argument;
   int64_t i, l, end = ft__smaller(job->count, (piece + 1) * FT__PIECE);
-  float scale = ft__dropout_scale(job->dropout);
-  uint8_t keep[64];
+  float factor[64];
   (void)thread;
-  memset(keep, 1, sizeof keep);
+  for (l = 0; l < 64; ++l) factor[l] = 1;
   for (i = piece * FT__PIECE; i < end; i += 64) {
-    if (job->dropout->probability > 0) ft__keep_64(job->dropout, (uint64_t)i, keep);
+    if (job->dropout->probability > 0) ft__factors_64(job->dropout, (uint64_t)i, factor);
     for (l = 0; l < 64 && i + l < end; l += FT__LANES) {
       ft__vector v;
       ft__load(&v, job->x + i + l, end - i - l);
-      ft__vector_drop(&v, keep + l, scale);
+      v = v * *(const ft__vector_memory *)(factor + l);
       ft__write(job->y + i + l, &v, end - i - l, job->accumulate);
     }
   }
@@ -10416,27 +10515,26 @@ FT__INLINE void ft__keep_lanes(ft__vector *v, int64_t count) {
   if (count < FT__LANES) *v = (ft__vector)((ft__integers)*v & FT__IS_NEGATIVE(lane - (int32_t)count));
 }
 
-/* keep[0 .. count) for elements index, index + 1, ...: the address in `keep` where they start. */
-FT__INLINE const uint8_t *ft__keep_run(const ft_dropout_mask *dropout, int64_t index, int64_t count, uint8_t *keep) {
+/* Dropout's factors of elements index .. index + count: the address in `factors` where they start. */
+FT__INLINE const float *ft__factor_run(const ft_dropout_mask *dropout, int64_t index, int64_t count, float *factors) {
   int64_t i, skip = index % 4;
-  for (i = 0; i < skip + count; i += 64) ft__keep_64(dropout, (uint64_t)(index - skip + i), keep + i);
-  return keep + skip;
+  for (i = 0; i < skip + count; i += 64) ft__factors_64(dropout, (uint64_t)(index - skip + i), factors + i);
+  return factors + skip;
 }
 
 /* s = residual + dropout(x) for one row; returns the sum of its elements. */
 FT__INLINE float ft__norm_sum_row(const ft_layer_norm_call *call, int64_t row, float *s) {
   int64_t j, l, columns = call->columns, start = row * columns;
-  float scale = ft__dropout_scale(&call->dropout);
-  uint8_t keep_bytes[FT__NORM_CHUNK + 128];
+  float factors[FT__NORM_CHUNK + 128];
   ft__vector total = {0};
   for (j = 0; j < columns; j += FT__NORM_CHUNK) {
     int64_t count = ft__smaller(FT__NORM_CHUNK, columns - j);
-    const uint8_t *keep = NULL;
-    if (call->dropout.probability > 0) keep = ft__keep_run(&call->dropout, start + j, count, keep_bytes);
+    const float *factor = NULL;
+    if (call->dropout.probability > 0) factor = ft__factor_run(&call->dropout, start + j, count, factors);
     for (l = 0; l < count; l += FT__LANES) {
       ft__vector v, residual;
       ft__load(&v, call->x + start + j + l, count - l);
-      if (keep) ft__vector_drop(&v, keep + l, scale);
+      if (factor) v = v * *(const ft__vector_memory *)(factor + l);
       if (call->residual) {
         ft__load(&residual, call->residual + start + j + l, count - l);
         v = v + residual;
@@ -10510,13 +10608,12 @@ FT__INLINE void ft__norm_means(const ft_layer_norm_call *call, int64_t row, floa
 /* The gradients of one row's s, and through it of x and residual. */
 FT__INLINE void ft__norm_backward_row(const ft_layer_norm_call *call, int64_t row, float mean_g, float mean_gz) {
   int64_t j, l, columns = call->columns, start = row * columns;
-  float mean = call->mean[row], rstd = call->rstd[row], scale = ft__dropout_scale(&call->dropout);
-  uint8_t keep_bytes[FT__NORM_CHUNK + 128];
+  float mean = call->mean[row], rstd = call->rstd[row], factors[FT__NORM_CHUNK + 128];
   for (j = 0; j < columns; j += FT__NORM_CHUNK) {
     int64_t count = ft__smaller(FT__NORM_CHUNK, columns - j);
-    const uint8_t *keep = NULL;
+    const float *factor = NULL;
     if (call->dropout.probability > 0 && call->x_gradient)
-      keep = ft__keep_run(&call->dropout, start + j, count, keep_bytes);
+      factor = ft__factor_run(&call->dropout, start + j, count, factors);
     for (l = 0; l < count; l += FT__LANES) {
       int64_t element = start + j + l, left = count - l;
       ft__vector z, ds, weight;
@@ -10526,7 +10623,7 @@ FT__INLINE void ft__norm_backward_row(const ft_layer_norm_call *call, int64_t ro
       z = (z - mean) * rstd;
       ds = (ds * weight - mean_g - z * mean_gz) * rstd;
       if (call->residual_gradient) ft__write(call->residual_gradient + element, &ds, left, call->residual_accumulate);
-      if (keep) ft__vector_drop(&ds, keep + l, scale);
+      if (factor) ds = ds * *(const ft__vector_memory *)(factor + l);
       if (call->x_gradient) ft__write(call->x_gradient + element, &ds, left, call->x_accumulate);
     }
   }
@@ -10781,26 +10878,18 @@ static const float *ft__attention_second(const ft__attention_head *head, const f
 
 /* factor[w] = dropout's factors of key + w for 16 queries */
 FT__INLINE void ft__attention_factors(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
-                                      int64_t key, ft__vector factor[4]) {
+                                      int64_t key, ft__word_lanes factor[4]) {
   const ft__word_lanes lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  uint32_t threshold = ft__dropout_threshold(call->dropout.probability);
-  ft__vector scale;
-  ft__word_lanes c[4];
-  int w;
-  ft__fill(&scale, ft__dropout_scale(&call->dropout));
-  c[0] = (lane + (uint32_t)query) * 16384u + (uint32_t)(key / 4);
-  ft__vector_random(&call->dropout, (uint32_t)(head->text * call->heads + head->head), c);
-  for (w = 0; w < 4; ++w) {
-    ft__keep_mask(&c[w], threshold);
-    factor[w] = (ft__vector)(c[w] & (ft__word_lanes)scale);
-  }
+  factor[0] = (lane + (uint32_t)query) * 16384u + (uint32_t)(key / 4);
+  ft__vector_factors(&call->dropout, (uint32_t)(head->text * call->heads + head->head), factor);
 }
 
 /* Scores of 16 queries become exp(scale (s - max)), with dropout applied; inverse = 1 / their sum. */
 FT__INLINE void ft__attention_softmax(const ft__attention_head *head, const ft_attention_call *call, int64_t query,
                                       float *scores, float *inverse) {
   int64_t i, j, w, length = head->length;
-  ft__vector largest = *(const ft__vector_memory *)scores, sum = {0}, x, v, factor[4];
+  ft__vector largest = *(const ft__vector_memory *)scores, sum = {0}, x, v;
+  ft__word_lanes factor[4];
   float largest_lane[FT__LANES], sum_lane[FT__LANES];
   for (j = 1; j < length; ++j) {
     v = *(const ft__vector_memory *)(scores + j * FT__QUERIES);
@@ -10821,7 +10910,8 @@ FT__INLINE void ft__attention_softmax(const ft__attention_head *head, const ft_a
   if (!(call->dropout.probability > 0)) return;
   for (j = 0; j < length; j += 4) {
     ft__attention_factors(head, call, query, j, factor);
-    for (w = 0; w < 4 && j + w < length; ++w) *(ft__vector_memory *)(scores + (j + w) * FT__QUERIES) *= factor[w];
+    for (w = 0; w < 4 && j + w < length; ++w)
+      *(ft__vector_memory *)(scores + (j + w) * FT__QUERIES) *= (ft__vector)factor[w];
   }
 }
 
@@ -10864,11 +10954,12 @@ FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, con
                                              int64_t query, int64_t lane) {
   int64_t j, w, length = head->length;
   float *scores = head->scores + lane, *dropped = head->dropped + lane, *gradient = head->score_gradient + lane;
-  ft__vector log_sum, row_sum = {0}, p, dp, factor[4];
+  ft__vector log_sum, row_sum = {0}, p, dp;
+  ft__word_lanes factor[4];
   ft__load(&log_sum, call->log_sum + head->head * call->tokens + head->first + query,
            query < length ? length - query : 0);
   ft__fill(&p, 1.0f);
-  for (w = 0; w < 4; ++w) factor[w] = p;
+  for (w = 0; w < 4; ++w) factor[w] = (ft__word_lanes)p;
   for (j = 0; j < length; j += 4) {
     if (call->dropout.probability > 0) ft__attention_factors(head, call, query, j, factor);
     for (w = 0; w < 4 && j + w < length; ++w) {
@@ -10876,7 +10967,7 @@ FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, con
       p = *(const ft__vector_memory *)(scores + at) * call->scale - log_sum;
       ft__vector_exp(&p);
       *(ft__vector_memory *)(scores + at) = p;
-      p = p * factor[w];
+      p = p * (ft__vector)factor[w];
       *(ft__vector_memory *)(dropped + at) = p;
       dp = *(const ft__vector_memory *)(gradient + at) * p;
       *(ft__vector_memory *)(gradient + at) = dp;
@@ -11313,11 +11404,15 @@ typedef struct ft__adamw_job {
 enum { FT__ADAMW_BLOCK = 64 };
 
 /* Where gradient and moments are zero, as in the rows of a vocabulary that no text has used yet, the step comes down to
-   w (1 - lr wd): such blocks are not written, but for the weights. */
+   w (1 - lr wd): such blocks are not written, but for the weights, and not read where step->rows says so. */
 FT__INLINE bool ft__adamw_is_decay(const ft_adamw_step *step, int64_t i) {
   ft__word_lanes any = {0};
   uint64_t word[8], all = 0;
   int64_t j;
+  if (step->rows) {
+    for (j = i / step->columns; j * step->columns < i + FT__ADAMW_BLOCK && !step->rows[j];) ++j;
+    if (j * step->columns >= i + FT__ADAMW_BLOCK) return true;
+  }
   for (j = i; j < i + FT__ADAMW_BLOCK; j += FT__LANES)
     any |= (ft__word_lanes) * (const ft__vector_memory *)(step->gradient + j) |
            (ft__word_lanes) * (const ft__vector_memory *)(step->first_moment + j) |
@@ -11748,12 +11843,20 @@ FT_API ft_tensor *ft_tensor_create(ft_context *context, ft_dtype dtype, int dime
   return NULL;
 }
 
+/* To be called when a tensor's values have been written: what was made of the old ones is dropped. */
+static void ft__tensor_changed(ft_tensor *tensor) {
+  if (tensor->packed) tensor->owner->backend->release(tensor->owner, tensor->packed);
+  tensor->packed = NULL;
+}
+
 FT_API void ft_tensor_free(ft_tensor *tensor) {
   ft_context *context;
   if (!tensor || !tensor->persistent) return;
   context = tensor->owner;
   if (tensor->data) context->backend->release(context, tensor->data);
   if (tensor->gradient) context->backend->release(context, tensor->gradient);
+  ft__release(context, tensor->gradient_rows);
+  ft__tensor_changed(tensor);
   ft__release(context, tensor);
 }
 
@@ -11797,6 +11900,7 @@ FT_API ft_status ft_tensor_write(ft_context *context, ft_tensor *tensor, const v
   if (!tensor) return ft__null_status(context, "ft_tensor_write needs a tensor");
   if (ft__check_contiguous(context, tensor, "ft_tensor_write") != FT_OK) return context->status;
   context->backend->write(context, tensor->data, values, ft__tensor_bytes(tensor));
+  ft__tensor_changed(tensor);
   return FT_OK;
 }
 
@@ -11863,6 +11967,7 @@ static ft_real *ft__gradient(ft_context *context, ft_tensor *tensor, bool *accum
   }
   *accumulate = tensor->gradient_is_set;
   tensor->gradient_is_set = true;
+  if (tensor->gradient_rows) memset(tensor->gradient_rows, 1, (size_t)tensor->shape[0]);
   return (ft_real *)tensor->gradient;
 }
 
@@ -11872,6 +11977,45 @@ static ft_real *ft__gradient_to_add(ft_context *context, ft_tensor *tensor) {
   ft_real *gradient = ft__gradient(context, tensor, &accumulate);
   if (gradient && !accumulate) context->backend->zero(context, gradient, ft__tensor_bytes(tensor));
   return gradient;
+}
+
+/* The next marked rows from *first on are *first .. what is returned; both are `rows` when there are none. */
+static int64_t ft__marked_rows(const uint8_t *marked, int64_t rows, int64_t *first) {
+  int64_t end;
+  while (*first < rows && !marked[*first]) ++*first;
+  for (end = *first; end < rows && marked[end];) ++end;
+  return end;
+}
+
+/* The same for operations that add to the rows `ids` only. A batch uses few rows of a table; the rest of its gradient
+   is a hundred megabytes of zeros, which no step should write, or read for the norm or the optimizer. gradient_rows
+   marks the rows that may hold something else. What is not marked is zero in memory, so the gradient is an array like
+   any other; operations that write all of it mark all rows. */
+static ft_real *ft__gradient_of_rows(ft_context *context, ft_tensor *table, const ft_tensor *ids) {
+  int64_t i, end, count = ids ? ft_tensor_count(ids) : 0;
+  int32_t *id;
+  if (!table || !table->requires_gradient) return NULL;
+  if (!table->persistent) return ft__gradient_to_add(context, table);
+  if (!(id = (int32_t *)ft__arena_allocate(context, &context->host_arena, (size_t)count * sizeof *id))) return NULL;
+  if (!table->gradient_rows) {
+    bool is_set = table->gradient_is_set;
+    uint8_t *marked = (uint8_t *)ft__allocate(context, (size_t)table->shape[0]);
+    if (!marked || !ft__gradient_to_add(context, table)) {
+      ft__release(context, marked);
+      return NULL;
+    }
+    memset(marked, is_set, (size_t)table->shape[0]);
+    table->gradient_rows = marked;
+  } else if (!table->gradient_is_set) {
+    for (i = 0; (end = ft__marked_rows(table->gradient_rows, table->shape[0], &i)) > i; i = end)
+      context->backend->zero(context, (ft_real *)table->gradient + i * table->shape[1],
+                             (size_t)((end - i) * table->shape[1]) * sizeof(ft_real));
+    memset(table->gradient_rows, 0, (size_t)table->shape[0]);
+    table->gradient_is_set = true;
+  }
+  context->backend->read(context, ids->data, id, (size_t)count * sizeof *id);
+  for (i = 0; i < count; ++i) table->gradient_rows[id[i]] = 1;
+  return (ft_real *)table->gradient;
 }
 
 /* ---- recording ---- */
@@ -12485,6 +12629,7 @@ static void ft__linear_forward(ft_context *context, ft__node *node) {
   call.bias = ft__data(bias);
   call.activation = up ? FT_IDENTITY : (ft_unary)node->kind;
   call.before = up ? NULL : ft__out(before);
+  if (context->no_grad > 0 && weight->persistent && weight->owner == context) call.packed = &weight->packed;
   context->backend->matmul(context, &call);
   if (!up) return;
   size[0] = call.m, size[1] = call.n, size[2] = up->shape[1];
@@ -12738,9 +12883,9 @@ static void ft__embedding_forward(ft_context *context, ft__node *node) {
 static void ft__embedding_backward(ft_context *context, ft__node *node) {
   ft_embedding_call call = ft__embedding_call(node);
   call.y_gradient = (const ft_real *)node->output->gradient;
-  call.words_gradient = ft__gradient_to_add(context, node->input[0]);
-  call.positions_gradient = ft__gradient_to_add(context, node->input[2]);
-  call.types_gradient = ft__gradient_to_add(context, node->input[4]);
+  call.words_gradient = ft__gradient_of_rows(context, node->input[0], node->input[1]);
+  call.positions_gradient = ft__gradient_of_rows(context, node->input[2], node->input[3]);
+  call.types_gradient = ft__gradient_of_rows(context, node->input[4], node->input[5]);
   context->backend->embedding_backward(context, &call);
 }
 
@@ -15809,6 +15954,7 @@ typedef struct ft__trained {
   ft_tensor *first_moment, *second_moment;
   double rate;   /* what the learning rate is multiplied by: layer decay */
   int64_t steps; /* taken; t in the formulas */
+  uint8_t *rows; /* of a table: which have had a gradient in any step; NULL: not known */
 } ft__trained;
 
 struct ft_optimizer {
@@ -15825,6 +15971,7 @@ FT_API void ft_optimizer_free(ft_optimizer *optimizer) {
   for (i = 0; i < optimizer->count; ++i) {
     ft_tensor_free(optimizer->trained[i].first_moment);
     ft_tensor_free(optimizer->trained[i].second_moment);
+    ft__release(optimizer->owner, optimizer->trained[i].rows);
   }
   ft__release(optimizer->owner, optimizer->trained);
   ft__release(optimizer->owner, optimizer);
@@ -15877,6 +16024,16 @@ static ft_status ft__check_gradients(ft_context *context, const ft_optimizer *op
   return FT_OK;
 }
 
+static double ft__gradient_squares(ft_context *context, const ft_tensor *tensor) {
+  const ft_real *gradient = (const ft_real *)tensor->gradient;
+  int64_t row, end;
+  double sum = 0;
+  if (!tensor->gradient_rows) return context->backend->sum_of_squares(context, ft_tensor_count(tensor), gradient);
+  for (row = 0; (end = ft__marked_rows(tensor->gradient_rows, tensor->shape[0], &row)) > row; row = end)
+    sum += context->backend->sum_of_squares(context, (end - row) * tensor->shape[1], gradient + row * tensor->shape[1]);
+  return sum;
+}
+
 FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *optimizer, double *norm) {
   double sum = 0;
   int64_t i;
@@ -15885,11 +16042,22 @@ FT_API ft_status ft_optimizer_gradient_norm(ft_context *context, ft_optimizer *o
   if (ft__check_gradients(context, optimizer) != FT_OK) return context->status;
   for (i = 0; i < optimizer->count; ++i) {
     const ft_tensor *tensor = optimizer->trained[i].parameter.tensor;
-    if (tensor->requires_gradient)
-      sum += context->backend->sum_of_squares(context, ft_tensor_count(tensor), (const ft_real *)tensor->gradient);
+    if (tensor->requires_gradient) sum += ft__gradient_squares(context, tensor);
   }
   *norm = sqrt(sum);
   return FT_OK;
+}
+
+/* Adds a table's marked rows to those of earlier steps: the moments of all others are zero. */
+static bool ft__mark_rows(ft_context *context, ft__trained *trained) {
+  const ft_tensor *tensor = trained->parameter.tensor;
+  int64_t i;
+  if (!tensor->gradient_rows) return true;
+  if (!trained->rows && trained->steps == 0 &&
+      !(trained->rows = (uint8_t *)ft__allocate_zero(context, (size_t)tensor->shape[0])))
+    return false;
+  for (i = 0; trained->rows && i < tensor->shape[0]; ++i) trained->rows[i] |= tensor->gradient_rows[i];
+  return true;
 }
 
 FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer, double learning_rate,
@@ -15906,6 +16074,8 @@ FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer,
     ft__trained *trained = &optimizer->trained[i];
     ft_tensor *tensor = trained->parameter.tensor;
     if (!tensor->requires_gradient) continue;
+    if (!ft__mark_rows(context, trained)) return context->status;
+    step.rows = trained->rows, step.columns = tensor->dimensions == 2 ? tensor->shape[1] : 1;
     step.step = ++trained->steps;
     step.learning_rate = learning_rate * trained->rate;
     step.count = ft_tensor_count(tensor);
@@ -15915,6 +16085,7 @@ FT_API ft_status ft_optimizer_step(ft_context *context, ft_optimizer *optimizer,
     step.second_moment = (ft_real *)trained->second_moment->data;
     step.weight_decay = trained->parameter.decays ? optimizer->options.weight_decay : 0;
     context->backend->adamw(context, &step);
+    ft__tensor_changed(tensor);
     ft_gradient_zero(context, tensor);
   }
   return FT_OK;

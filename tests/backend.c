@@ -119,6 +119,7 @@ static void far_matmul(ft_context *c, const ft_matmul_call *given) {
   ++calls[MATMUL];
   call.a = in(call.a), call.b = in(call.b), call.c = out(call.c);
   call.bias = in(call.bias), call.before = out(call.before);
+  call.packed = NULL; /* a back end may leave it alone */
   CPU->matmul(c, &call);
 }
 static void far_column_sum(ft_context *c, int64_t rows, int64_t columns, const ft_real *x, ft_real *sum) {

@@ -138,6 +138,49 @@ static void test_matmul_nan(void) {
   }
 }
 
+/* What a back end keeps of B changes no bit, and is dropped when a tensor is written. */
+static void test_packed(void) {
+  static const int64_t shapes[][3] = {{12, 70, 100}, {40, 4200, 50}, {1500, 33, 70}, {3, 40, 1100}};
+  const int64_t square[2] = {64, 64};
+  ft_tensor *weight, *x;
+  static ft_real values[2][64 * 64], y[3][64 * 64];
+  int i, copy;
+  for (i = 0; i < 4; ++i) {
+    void *packed = NULL;
+    trial t;
+    int a, b, c;
+    memset(&t, 0, sizeof t);
+    a = trial_add(&t, shapes[i][0] * shapes[i][2], 1), b = trial_add(&t, shapes[i][1] * shapes[i][2], 1);
+    c = trial_add(&t, shapes[i][0] * shapes[i][1], 1);
+    for (copy = 0; copy < 3; ++copy) { /* without, made now, made before */
+      ft_matmul_call call;
+      memset(&call, 0, sizeof call);
+      call.m = shapes[i][0], call.n = shapes[i][1], call.k = shapes[i][2];
+      call.a = t.array[0][a], call.a_row = call.k, call.a_column = 1;
+      call.b = t.array[0][b], call.b_row = 1, call.b_column = call.k;
+      call.c = t.array[copy][c], call.c_row = call.n, call.packed = copy ? &packed : NULL;
+      fast->matmul(context[copy], &call);
+    }
+    CHECK((packed != NULL) == (context[0]->compute_dtype == FT_BF16));
+    fast->release(context[0], packed);
+    trial_end(&t, 0, "packed");
+  }
+  weight = ft_tensor_create(context[0], FT_F32, 2, square), x = ft_tensor_create(context[0], FT_F32, 2, square);
+  for (i = 0; i < 64 * 64; ++i) values[0][i] = random_real(), values[1][i] = 2 * values[0][i];
+  CHECK(ft_tensor_write(context[0], x, values[0]) == FT_OK);
+  ft_no_grad_begin(context[0]);
+  for (copy = 0; copy < 3; ++copy) {
+    if (copy != 1) CHECK(ft_tensor_write(context[0], weight, values[copy / 2]) == FT_OK);
+    CHECK(ft_tensor_read(context[0], ft_linear(context[0], x, weight, NULL, FT_IDENTITY), y[copy]) == FT_OK);
+  }
+  ft_no_grad_end(context[0]);
+  CHECK(memcmp(y[0], y[1], sizeof y[0]) == 0);
+  for (i = 0; i < 64 * 64; ++i) CHECK(y[2][i] == 2 * y[0][i]);
+  ft_tape_clear(context[0]);
+  ft_tensor_free(weight);
+  ft_tensor_free(x);
+}
+
 /* bfloat16, with and without the matrix unit, and float32 in three pieces on it: no other kernel uses these. */
 static void test_bfloat16(bool has_tiles) {
   int i, tiles, dtype;
@@ -152,6 +195,7 @@ static void test_bfloat16(bool has_tiles) {
       }
       test_matmul();
       test_matmul_nan();
+      test_packed();
     }
 }
 
@@ -554,27 +598,34 @@ static void test_adamw(void) {
   }
 }
 
-/* Blocks that only decay get the same bits as in steps too short for such blocks. */
+/* Blocks that only decay get the same bits as in steps too short for such blocks, and as where `rows` tell them. */
 static void test_adamw_zero_blocks(void) {
-  enum { COUNT = 1280, SHORT = 40 };
-  static ft_real array[2][4][COUNT];
+  enum { COUNT = 1280, SHORT = 40, COLUMNS = 80 };
+  static ft_real array[3][4][COUNT];
+  uint8_t rows[COUNT / COLUMNS] = {0};
   int i, j, copy;
   for (i = 0; i < COUNT; ++i) {
     bool zero = (i / 64) % 3 == 1 || (i / 64 == 6 && i % 64 != 9);
-    for (j = 0; j < 4; ++j) array[0][j][i] = array[1][j][i] = j > 0 && zero ? 0 : random_real();
-    array[0][3][i] = array[1][3][i] = (ft_real)fabs((double)array[0][3][i]);
+    if (i / COLUMNS % 5 > 2) zero = true;
+    if (!zero) rows[i / COLUMNS] = 1;
+    for (j = 0; j < 4; ++j) array[0][j][i] = j > 0 && zero ? 0 : random_real();
+    array[0][3][i] = (ft_real)fabs((double)array[0][3][i]);
   }
-  for (copy = 0; copy < 2; ++copy)
-    for (i = 0; i < COUNT; i += copy ? SHORT : COUNT) {
+  memcpy(array[1], array[0], sizeof array[0]);
+  memcpy(array[2], array[0], sizeof array[0]);
+  for (copy = 0; copy < 3; ++copy)
+    for (i = 0; i < COUNT; i += copy == 1 ? SHORT : COUNT) {
       ft_adamw_step step;
       memset(&step, 0, sizeof step);
-      step.count = copy ? SHORT : COUNT, step.weight = &array[copy][0][i], step.gradient = &array[copy][1][i];
+      if (copy == 2) step.rows = rows, step.columns = COLUMNS;
+      step.count = copy == 1 ? SHORT : COUNT, step.weight = &array[copy][0][i], step.gradient = &array[copy][1][i];
       step.first_moment = &array[copy][2][i], step.second_moment = &array[copy][3][i];
       step.gradient_scale = 0.7, step.learning_rate = 1e-3, step.beta1 = 0.9, step.beta2 = 0.999, step.epsilon = 1e-8;
       step.weight_decay = 0.01, step.step = 5;
       fast->adamw(context[1], &step);
     }
   CHECK(memcmp(array[0], array[1], sizeof array[0]) == 0);
+  CHECK(memcmp(array[0], array[2], sizeof array[0]) == 0);
 }
 
 static void test_memory(void) {

@@ -144,6 +144,43 @@ static void test_layer_decay(void) {
   ft_model_free(model);
 }
 
+/* Rows of a table that no batch has used only decay, unread: the same bits as if all rows had been looked at. */
+static void test_unused_rows(void) {
+  static const int32_t ids[STEPS][3] = {{5, 9, 5}, {7, 7, 8}, {199, 0, 5}, {10, 11, 12}}, places[3] = {0, 1, 2};
+  const ft_adamw_options options = {0, 0, 0, 0.01, 0};
+  ft_real *weights[2];
+  double norms[2][STEPS];
+  int copy, t;
+  for (copy = 0; copy < 2; ++copy) {
+    ft_model *model = small_model(context, "tests/golden/distilbert", 0);
+    const int64_t three = 3;
+    ft_tensor *words = model->words.weight, *positions = model->positions.weight, *id, *place, *y;
+    ft_optimizer *optimizer;
+    ft_model_train_all(model, false);
+    words->requires_gradient = positions->requires_gradient = true;
+    optimizer = ft_optimizer_create(context, model, NULL, &options);
+    for (t = 0; t < STEPS; ++t) {
+      id = ft_tensor_temporary(context, FT_I32, 1, &three), place = ft_tensor_temporary(context, FT_I32, 1, &three);
+      ft_tensor_write(context, id, ids[t]);
+      ft_tensor_write(context, place, places);
+      y = ft_activate(context, FT_TANH, ft_embedding(context, words, id, positions, place, NULL, NULL));
+      CHECK(ft_backward(context, ft_sum(context, y, -1)) == FT_OK);
+      ft_tape_clear(context);
+      CHECK(words->gradient_rows[ids[t][1]] == 1 && words->gradient_rows[100] == 0);
+      if (copy) memset(words->gradient_rows, 1, (size_t)words->shape[0]);
+      CHECK(ft_optimizer_gradient_norm(context, optimizer, &norms[copy][t]) == FT_OK && norms[copy][t] > 0);
+      CHECK(ft_optimizer_step(context, optimizer, 1e-2, 0.5) == FT_OK);
+    }
+    weights[copy] = small_weights(context, model);
+    if (copy) CHECK(memcmp(weights[0], weights[1], (size_t)ft_model_size(model, false) * sizeof(ft_real)) == 0);
+    ft_optimizer_free(optimizer);
+    ft_model_free(model);
+  }
+  for (t = 0; t < STEPS; ++t) CHECK_NEAR(norms[0][t], norms[1][t], 1e-6 * norms[0][t]);
+  free(weights[0]);
+  free(weights[1]);
+}
+
 static void test_clipping(void) {
   CHECK(ft_clip_factor(0.5, 1) == 1 && ft_clip_factor(0, 1) == 1);
   CHECK_NEAR(ft_clip_factor(4, 1), 1 / 4.000001, 1e-15);
@@ -310,6 +347,7 @@ int main(void) {
   if (!context) return 1;
   test_adamw();
   test_layer_decay();
+  test_unused_rows();
   test_clipping();
   test_schedules();
   test_single_label();

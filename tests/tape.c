@@ -255,6 +255,44 @@ static void test_no_grad(void) {
   ft_tape_clear(context);
 }
 
+/* The gradients of a table's five rows [5, 1] after a backward pass of the sum of embedded rows `ids`. */
+static void check_rows(ft_tensor *table, int count, const int32_t *ids, int line, const double expected[5],
+                       const char *marked) {
+  static const int32_t zeros[4] = {0, 0, 0, 0};
+  ft_tensor *position = tensor(2, 1, 1, 0, NULL);
+  int i;
+  CHECK(ft_backward(context, ft_sum(context,
+                                    ft_embedding(context, table, indices(count, ids), position, indices(count, zeros),
+                                                 NULL, NULL),
+                                    -1)) == FT_OK);
+  ft_tape_clear(context);
+  for (i = 0; i < 5; ++i) {
+    check_report(gradient_of(table, i) == expected[i], __FILE__, line, "a row's gradient");
+    check_report(table->gradient_rows[i] == marked[i] - '0', __FILE__, line, "a row's mark");
+  }
+}
+
+/* Gradients of tables: rows without a mark are zero, whatever was added, cleared or written over all of the table. */
+static void test_rows(void) {
+  static const int32_t ids[] = {3, 1, 3, 4};
+  static const double steps[][5] = {
+      {0, 1, 0, 2, 0}, {0, 0, 0, 0, 1}, {0, 1, 0, 2, 1}, {2, 3, 2, 4, 2}, {0, 0, 0, 1, 0}};
+  ft_tensor *table = tensor(2, 5, 1, 0, one_to_six);
+  check_rows(table, 3, ids, __LINE__, steps[0], "01010");
+  ft_gradient_zero(context, table);
+  CHECK(gradient_of(table, 3) == 0);
+  check_rows(table, 1, ids + 3, __LINE__, steps[1], "00001");
+  check_rows(table, 3, ids, __LINE__, steps[2], "01011"); /* no zeroing: one more micro-batch */
+  ft_gradient_zero(context, table);
+  CHECK(ft_backward(context, ft_scale(context, ft_sum(context, table, -1), 2)) == FT_OK);
+  check_rows(table, 3, ids, __LINE__, steps[3], "11111"); /* as a tied decoder does */
+  ft_gradient_zero(context, table);
+  check_rows(table, 1, ids, __LINE__, steps[4], "00010");
+  table = tensor(2, 5, 1, 0, one_to_six); /* written over as a whole first */
+  CHECK(ft_backward(context, ft_scale(context, ft_sum(context, table, -1), 2)) == FT_OK);
+  check_rows(table, 3, ids, __LINE__, steps[3], "11111");
+}
+
 /* A chain of n operations keeps n activations, but only a few gradient buffers. */
 static void test_gradient_memory(void) {
   enum { COUNT = 1 << 16, LENGTH = 50 };
@@ -389,6 +427,7 @@ int main(void) {
   test_accumulation();
   test_shared();
   test_no_grad();
+  test_rows();
   test_gradient_memory();
   test_errors();
   test_operations_of_ones_own();
