@@ -10253,7 +10253,7 @@ static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
              context->compute_dtype == FT_F32) {
     memset(&job, 0, sizeof job);
     job.call = call;
-    job.group_rows = ft__smaller(call->m, call->m <= FT__FEW ? FT__FEW : FT__LANES);
+    job.group_rows = call->m <= FT__FEW ? (int64_t)FT__FEW : (int64_t)FT__LANES;
     job.column_groups = ft__pieces(call->n, FT__DOT_COLUMNS);
     ft__parallel_for(context, ft__pieces(call->m, job.group_rows) * job.column_groups,
                      ft__dot_piece_tasks[FT__INSTRUCTION_SET()], &job);
