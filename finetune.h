@@ -9958,6 +9958,26 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_1(int64_t k, const float *a, const
   FT__TILES_EACH(_tile_stored)
 }
 
+/* For at most 16 rows, as one short text has. */
+FT__ATTRIBUTES_TILES static void ft__tile_amx_half(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
+                                                   bool add) {
+  if (add) {
+    _tile_loadd(0, c, c_row * 4);
+    _tile_loadd(1, c + 16, c_row * 4);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+  }
+  for (; k > 0; k -= FT__STEPS, a += 256, b += 512) {
+    _tile_loadd(4, a, 64);
+    FT__TILES_B(b)
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_stored(0, c, c_row * 4);
+  _tile_stored(1, c + 16, c_row * 4);
+}
+
 /* Six products, the small ones first; from one to the next one operand stays. */
 FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
                                                 bool add) {
@@ -9977,18 +9997,20 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const
 }
 
 static const ft__micro ft__micro_amx_1 = {32, 32, 1, 512, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_half = {16, 32, 1, 512, ft__tile_amx_half, ft__tiles_begin, ft__tiles_end};
 static const ft__micro ft__micro_amx_3 = {32, 32, 3, 256, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
 #endif
 
-/* Which micro-kernel multiplies matrices in this context. */
-static const ft__micro *ft__micro_choose(const ft_context *context) {
+/* Which micro-kernel multiplies m rows in this context. All of one type pack B alike. */
+static const ft__micro *ft__micro_choose(const ft_context *context, int64_t m) {
 #ifdef FT__TILES
-  if (context->has_tiles) return context->compute_dtype == FT_BF16 ? &ft__micro_amx_1 : &ft__micro_amx_3;
+  if (context->has_tiles && context->compute_dtype == FT_BF16) return m > 16 ? &ft__micro_amx_1 : &ft__micro_amx_half;
+  if (context->has_tiles) return &ft__micro_amx_3;
 #endif
 #ifdef FT__PAIRS
   if (context->compute_dtype == FT_BF16) return &ft__micro_pairs;
 #endif
-  (void)context;
+  (void)context, (void)m;
   return &ft__micro_kernels[FT__INSTRUCTION_SET()];
 }
 
@@ -10103,7 +10125,7 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   ft__product job;
   memset(&job, 0, sizeof job);
   job.call = call;
-  job.micro = ft__micro_choose(context);
+  job.micro = ft__micro_choose(context, call->m);
   kept = ft__product_kept(context, call, job.micro, &is_packed);
   k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
   lines = (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) / ft__packed_line(job.micro, k_block);
@@ -10231,7 +10253,7 @@ static void ft__matmul_fast(ft_context *context, const ft_matmul_call *call) {
              context->compute_dtype == FT_F32) {
     memset(&job, 0, sizeof job);
     job.call = call;
-    job.group_rows = ft__smaller(call->m, call->m <= FT__FEW ? FT__FEW : FT__LANES);
+    job.group_rows = call->m <= FT__FEW ? (int64_t)FT__FEW : (int64_t)FT__LANES;
     job.column_groups = ft__pieces(call->n, FT__DOT_COLUMNS);
     ft__parallel_for(context, ft__pieces(call->m, job.group_rows) * job.column_groups,
                      ft__dot_piece_tasks[FT__INSTRUCTION_SET()], &job);
@@ -11617,7 +11639,7 @@ FT_API const ft_backend *ft_backend_cpu(void) {
   FT__PROFILED_CALL(X, cross_entropy_backward, ft_cross_entropy_call, 3 * (double)(call->rows * call->columns))        \
   FT__PROFILED_CALL(X, pointwise_loss, ft_pointwise_loss_call, 2 * (double)call->count)                                \
   FT__PROFILED_CALL(X, pointwise_loss_backward, ft_pointwise_loss_call, 4 * (double)call->count)                       \
-  FT__PROFILED_CALL(X, adamw, ft_adamw_step, 7 * (double)call->count)
+  FT__PROFILED_CALL(X, adamw, ft_adamw_step, ft__adamw_elements(call))
 #define FT__PROFILE_INDEX(name, parameters, arguments, elements) FT__PROFILE_##name,
 enum {
   FT__PROFILED(FT__PROFILE_INDEX) FT__PROFILE_sum_of_squares,
@@ -11637,6 +11659,13 @@ static void ft__profile_add(ft_context *context, int index, double start, double
   entry->seconds += ft_seconds() - start;
   entry->operations += operations;
   entry->bytes += elements * (double)sizeof(ft_real);
+}
+
+/* Of rows that only decay, the weights alone are read and written. */
+static double ft__adamw_elements(const ft_adamw_step *step) {
+  int64_t i, elements = 7 * step->count;
+  for (i = 0; step->rows && i < step->count / step->columns; ++i) elements -= step->rows[i] ? 0 : 5 * step->columns;
+  return (double)elements;
 }
 
 static double ft__profile_size(const int64_t *shape) { return (double)(shape[0] * shape[1] * shape[2] * shape[3]); }

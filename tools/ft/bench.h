@@ -91,7 +91,7 @@ static bool bench_bounds(ft_context *context, double *gflops, double *bandwidth)
   bool ok = true;
   bench_bound job;
   memset(&job, 0, sizeof job);
-  job.micro = ft__micro_choose(context);
+  job.micro = ft__micro_choose(context, FT__TILE_ROWS);
   *gflops = *bandwidth = 0;
   for (i = 0; i < threads; ++i) {
     job.memory[i] = (float *)ft_allocate(context, BENCH_FLOATS * sizeof(float));
