@@ -11980,6 +11980,14 @@ static void ft__gradient_give(ft_context *context, void *memory, size_t bytes) {
   ++tape->free_count;
 }
 
+/* The next marked rows from *first on are *first .. what is returned; both are `rows` when there are none. */
+static int64_t ft__marked_rows(const uint8_t *marked, int64_t rows, int64_t *first) {
+  int64_t end;
+  while (*first < rows && !marked[*first]) ++*first;
+  for (end = *first; end < rows && marked[end];) ++end;
+  return end;
+}
+
 /* The memory of a tensor's gradient, for an operation about to add its share: *accumulate says whether something is
    there already or the memory is to be overwritten. NULL when the tensor needs no gradient, or memory is short. */
 static ft_real *ft__gradient(ft_context *context, ft_tensor *tensor, bool *accumulate) {
@@ -12007,14 +12015,6 @@ static ft_real *ft__gradient_to_add(ft_context *context, ft_tensor *tensor) {
   ft_real *gradient = ft__gradient(context, tensor, &accumulate);
   if (gradient && !accumulate) context->backend->zero(context, gradient, ft__tensor_bytes(tensor));
   return gradient;
-}
-
-/* The next marked rows from *first on are *first .. what is returned; both are `rows` when there are none. */
-static int64_t ft__marked_rows(const uint8_t *marked, int64_t rows, int64_t *first) {
-  int64_t end;
-  while (*first < rows && !marked[*first]) ++*first;
-  for (end = *first; end < rows && marked[end];) ++end;
-  return end;
 }
 
 /* The same for operations that add to the rows `ids` only. A batch uses few rows of a table; the rest of its gradient
@@ -16967,7 +16967,7 @@ static void ft__train_defaults(ft_train_options *options) {
 }
 
 /* Cuts this epoch's order into batches: by number of texts, or as many as fit into batch_tokens. */
-static void ft__plan_batches(ft__trainer *t) {
+static void ft__cut_batches(ft__trainer *t) {
   int64_t row, texts = 0, tokens = 0;
   t->batches = 0;
   for (row = 0; row < t->encoded->rows; ++row) {
@@ -16984,7 +16984,7 @@ static void ft__plan_batches(ft__trainer *t) {
   t->starts[t->batches] = t->encoded->rows;
 }
 
-static ft_status ft__plan_epoch(ft__trainer *t, int64_t epoch) {
+static ft_status ft__order_epoch(ft__trainer *t, int64_t epoch) {
   ft_status status = FT_OK;
   int64_t i;
   if (t->options.no_shuffle)
@@ -16994,7 +16994,7 @@ static ft_status ft__plan_epoch(ft__trainer *t, int64_t epoch) {
   if (t->options.group_by_length)
     status = ft_group_by_length(t->context, t->encoded, t->order,
                                 (int64_t)t->options.batch_size * t->options.gradient_accumulation);
-  ft__plan_batches(t);
+  ft__cut_batches(t);
   return status;
 }
 
@@ -17020,7 +17020,7 @@ static ft_status ft__train_prepare(ft__trainer *t, const ft_tokenizer *tokenizer
   if (!t->optimizer || (t->evaluation && !t->options.keep_last && !t->best) || !t->order || !t->starts || !t->labels ||
       !t->targets)
     return ft_error_status(context);
-  if (ft__plan_epoch(t, 0) != FT_OK) return ft_error_status(context);
+  if (ft__order_epoch(t, 0) != FT_OK) return ft_error_status(context);
   t->steps_per_epoch = (t->batches + t->options.gradient_accumulation - 1) / t->options.gradient_accumulation;
   steps = t->options.epochs * (double)t->steps_per_epoch;
   t->total_steps = t->options.max_steps > 0 ? t->options.max_steps : (int64_t)ceil(steps - 1e-9);
@@ -17210,7 +17210,7 @@ static ft_status ft__train_epochs(ft__trainer *t) {
   t->cache_seconds = ft_seconds() - t->start_time;
   if (status == FT_OK) status = ft__train_plan(t);
   for (epoch = 0; status == FT_OK && t->step < t->total_steps; ++epoch) {
-    status = ft__plan_epoch(t, epoch);
+    status = ft__order_epoch(t, epoch);
     if (status == FT_OK) status = ft__train_unfreeze(t, epoch);
     for (batch = 0; status == FT_OK && batch < t->batches && t->step < t->total_steps;
          batch += t->options.gradient_accumulation)

@@ -150,12 +150,12 @@ static bool bench_step(bench_state *s, long long step, const int64_t *rows, cons
   return ok;
 }
 
-/* The profile of the counted steps on stderr, what took longest first. */
 static int bench_compare_entries(const void *a, const void *b) {
   double x = ((const ft_profile_entry *)a)->seconds, y = ((const ft_profile_entry *)b)->seconds;
   return x < y ? 1 : x > y ? -1 : 0;
 }
 
+/* The profile of the counted steps on stderr, what took longest first. */
 static void bench_print_profile(const bench_state *s, double total) {
   ft_profile_entry entries[BENCH_ENTRIES];
   double peak = 0, bandwidth = 0, sum = 0, steps = (double)(s->steps - BENCH_WARMUP);
