@@ -9676,8 +9676,8 @@ static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
        A's panel of `rows` rows:        packed[p * rows + i]    = A(i, p)
        B's panel of `columns` columns:  packed[p * columns + j] = B(p, j)
 
-   Packing makes every stride and every transposition the same, and reads memory in order. Work is cut by shape alone,
-   and each element of C is summed in the order of k, so the result does not depend on the number of threads. */
+   Packing makes every stride and every transposition the same, and reads memory in order. However the work is cut, each
+   element of C is summed in the order of k, so the result does not depend on the number of threads. */
 
 typedef struct ft__micro { /* the micro-kernel of one instruction set */
   int rows, columns;
@@ -9690,7 +9690,8 @@ typedef struct ft__micro { /* the micro-kernel of one instruction set */
 enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets */
 
 /* Two vectors V of each row of C are two variables each: an array might be left in memory. */
-#define FT__REPEAT_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define FT__REPEAT_4(X) X(0) X(1) X(2) X(3)
+#define FT__REPEAT_6(X) FT__REPEAT_4(X) X(4) X(5)
 #define FT__REPEAT_8(X) FT__REPEAT_6(X) X(6) X(7)
 #define FT__REPEAT_12(X) FT__REPEAT_8(X) X(8) X(9) X(10) X(11)
 #define FT__REPEAT_14(X) FT__REPEAT_12(X) X(12) X(13)
@@ -9806,7 +9807,7 @@ static void ft__pack_all(float *packed, int width, const float *x, int64_t line_
        x = x1 + x2 + x3,   x1 = bfloat16(x),   x2 = bfloat16(x - x1),   x3 = bfloat16(x - x1 - x2),
 
    8 of its 24 bits each, and the six products  x y = x1 y1 + (x1 y2 + x2 y1) + (x1 y3 + x2 y2 + x3 y1)  leave out less
-   than 2^-25 of |x y|, less than float32 arithmetic does: six times the work, which AMX does in two thirds of the time.
+   than 2^-25 of |x y|, less than float32 arithmetic does: six times the work, which AMX does in half the time.
    (Numbers below 1e-33, whose x3 is not a normal number, lose bits; above 3.39e38 there is no finite x1, and the product
    is NaN, as it is of an infinite number.)
 
@@ -9819,36 +9820,59 @@ static int64_t ft__packed_line(const ft__micro *micro, int64_t k) {
   return micro->pieces ? ft__pieces(k, FT__STEPS) * (FT__STEPS / 2) * micro->pieces : k;
 }
 
-/* rounded = bfloat16(x), as a float */
+/* rounded = bfloat16(x), as a float, for x that is no NaN */
 FT__INLINE void ft__vector_round_bfloat16(const ft__vector *x, ft__word_lanes *rounded) {
   ft__word_lanes bits = (ft__word_lanes)*x;
-  ft__word_lanes number = ~(ft__word_lanes)((0x7F800000 - ((ft__integers)bits & 0x7FFFFFFF)) >> 31); /* not a NaN */
-  *rounded = (bits + (((bits >> 16 & 1u) + 0x7FFFu) & number)) & 0xFFFF0000u;
+  *rounded = (bits + ((bits >> 16 & 1u) + 0x7FFFu)) & 0xFFFF0000u;
 }
 
-/* One block of `lines` lines and `steps` steps from x[i * line_stride + p * step]. */
+/* Word i of piece q, at packed[q * size + i], holds piece q of low[i] and of high[i], i < 16. After two pieces, what is
+   left has at most 8 bits: it is the third as it is. A NaN becomes NaN in one piece, and in the last of three. */
+FT__INLINE void ft__pack_words(float *packed, int64_t size, int pieces, const float *low, const float *high) {
+  ft__vector x = *(const ft__vector_memory *)low, y = *(const ft__vector_memory *)high;
+  ft__word_lanes x_piece, y_piece;
+  ft__vector_round_bfloat16(&x, &x_piece);
+  ft__vector_round_bfloat16(&y, &y_piece);
+  if (pieces == 1) {
+    ft__vector x_rounded = (ft__vector)x_piece, y_rounded = (ft__vector)y_piece;
+    ft__keep_nan(&x_rounded, &x), ft__keep_nan(&y_rounded, &y);
+    *(ft__vector_memory *)packed =
+        (ft__vector)((ft__word_lanes)x_rounded >> 16 | ((ft__word_lanes)y_rounded & 0xFFFF0000u));
+    return;
+  }
+  *(ft__vector_memory *)packed = (ft__vector)(x_piece >> 16 | y_piece);
+  x = x - (ft__vector)x_piece, y = y - (ft__vector)y_piece;
+  ft__vector_round_bfloat16(&x, &x_piece);
+  ft__vector_round_bfloat16(&y, &y_piece);
+  *(ft__vector_memory *)(packed + size) = (ft__vector)(x_piece >> 16 | y_piece);
+  x = x - (ft__vector)x_piece, y = y - (ft__vector)y_piece;
+  *(ft__vector_memory *)(packed + 2 * size) = (ft__vector)((ft__word_lanes)x >> 16 | ((ft__word_lanes)y & 0xFFFF0000u));
+}
+
+/* One block of `lines` lines and `steps` steps from x[i * line_stride + p * step]. Words run along the steps in A's
+   block and along the lines in B's; where x does not lie so, or has fewer of them, it is copied first. */
 FT__INLINE void ft__pack_block(float *packed, int width, bool is_a, int pieces, const float *x, int64_t line_stride,
                                int64_t lines, int64_t step, int64_t steps) {
   float block[FT__STEPS * FT__TILE_ROWS];
-  int64_t word, size = width * (FT__STEPS / 2);
-  int piece;
-  if (lines < width || steps < FT__STEPS) memset(block, 0, sizeof block);
-  if (is_a)
-    ft__pack(block, FT__STEPS, x, step, steps, line_stride, lines);
-  else
-    ft__pack(block, width, x, line_stride, lines, step, steps);
-  for (word = 0; word < size; word += FT__LANES) {
-    const float *low = block + (is_a ? 2 * word : word);
-    ft__vector v = *(const ft__vector_memory *)low;
-    ft__vector w = *(const ft__vector_memory *)(low + (is_a ? (int64_t)FT__LANES : size));
-    for (piece = 0; piece < pieces; ++piece) {
-      ft__word_lanes v_rounded, w_rounded;
-      ft__vector_round_bfloat16(&v, &v_rounded);
-      ft__vector_round_bfloat16(&w, &w_rounded);
-      *(ft__vector_memory *)(packed + piece * size + word) = (ft__vector)(v_rounded >> 16 | w_rounded);
-      v = v - (ft__vector)v_rounded;
-      w = w - (ft__vector)w_rounded;
-    }
+  int64_t i, p, half = FT__STEPS / 2, size = width * half;
+  if (lines < width || steps < FT__STEPS || (is_a ? step : line_stride) != 1) {
+    if (lines < width || steps < FT__STEPS) memset(block, 0, sizeof block);
+    if (is_a)
+      ft__pack(block, FT__STEPS, x, step, steps, line_stride, lines);
+    else
+      ft__pack(block, width, x, line_stride, lines, step, steps);
+    x = block;
+    line_stride = is_a ? (int64_t)FT__STEPS : 1, step = is_a ? 1 : width;
+  }
+  if (is_a) {
+    for (i = 0; i < width; ++i)
+      ft__pack_words(packed + i * half, size, pieces, x + i * line_stride, x + i * line_stride + half);
+  } else {
+    for (p = 0; p < half; ++p)
+      for (i = 0; i < width; i += FT__LANES) {
+        __builtin_prefetch(x + p * step + i + width), __builtin_prefetch(x + (p + half) * step + i + width);
+        ft__pack_words(packed + p * width + i, size, pieces, x + p * step + i, x + (p + half) * step + i);
+      }
   }
 }
 
@@ -9996,9 +10020,9 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const
   FT__TILES_EACH(_tile_stored)
 }
 
-static const ft__micro ft__micro_amx_1 = {32, 32, 1, 512, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
-static const ft__micro ft__micro_amx_half = {16, 32, 1, 512, ft__tile_amx_half, ft__tiles_begin, ft__tiles_end};
-static const ft__micro ft__micro_amx_3 = {32, 32, 3, 256, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_1 = {32, 32, 1, 768, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_half = {16, 32, 1, 768, ft__tile_amx_half, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_3 = {32, 32, 3, 384, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
 #endif
 
 /* Which micro-kernel multiplies m rows in this context. All of one type pack B alike. */
@@ -10040,38 +10064,43 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
   if (micro->end) micro->end();
 }
 
-/* Blocks of A and B fill one thread's scratch memory, which all share: a quarter and three quarters of its lines. */
-enum { FT__GROUP_ROWS = 224, FT__GROUP_COLUMNS = 128, FT__PACK_LINES = 126 }; /* what a thread does at a time */
+/* How a product is cut. All threads share one packed block of A, as many rows as fit; each packs its own groups of
+   columns of B, which stay in its second-level cache while the rows of A stream past them. */
+enum { FT__GROUP_ROWS = 112, FT__GROUP_COLUMNS = 256, FT__PACK_LINES = 126 };
 
 typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
   const ft__micro *micro;
-  float *a, *b;                /* packed */
-  int64_t m0, m, n0, n, k0, k; /* where the block starts, and its size */
-  int64_t line;                /* ft__packed_line of k */
-  int64_t a_pieces;            /* to pack; pieces beyond these are of B */
-  int64_t group_rows, group_columns, row_groups, column_groups;
+  float *a;             /* packed */
+  float *b;             /* a packed group of columns for each thread */
+  float *kept;          /* instead: all columns packed, or NULL */
+  bool is_packed;       /* kept holds them already */
+  int64_t m0, m, k0, k; /* where the block starts, and its size */
+  int64_t line;         /* ft__packed_line of k */
+  int64_t group_rows, group_columns, column_groups;
 } ft__product;
 
 static int64_t ft__pack_lines(int width) { return ft__pieces(FT__PACK_LINES, width) * width; }
 
-FT__INLINE void ft__product_pack(void *argument, int64_t piece, int thread) {
-  const ft__product *job = (const ft__product *)argument;
+/* Packs lines [first, first + lines) of A or B, steps [k0, k0 + k). */
+FT__INLINE void ft__product_pack(const ft__product *job, bool is_a, int64_t first, int64_t lines, float *packed) {
   const ft_matmul_call *call = job->call;
-  bool is_a = piece < job->a_pieces;
   int width = is_a ? job->micro->rows : job->micro->columns;
   int64_t line_stride = is_a ? call->a_row : call->b_column, step = is_a ? call->a_column : call->b_row;
-  int64_t first = (is_a ? piece : piece - job->a_pieces) * ft__pack_lines(width);
-  int64_t lines = ft__smaller(ft__pack_lines(width), (is_a ? job->m : job->n) - first);
-  const float *x = (is_a ? call->a + job->m0 * line_stride : call->b + job->n0 * line_stride) + job->k0 * step;
-  float *packed = (is_a ? job->a : job->b) + first * job->line;
-  (void)thread;
+  const float *x = (is_a ? call->a : call->b) + first * line_stride + job->k0 * step;
   if (job->micro->pieces)
-    ft__pack_pieces(packed, width, is_a, job->micro->pieces, x + first * line_stride, line_stride, lines, step, job->k);
+    ft__pack_pieces(packed, width, is_a, job->micro->pieces, x, line_stride, lines, step, job->k);
   else
-    ft__pack_all(packed, width, x + first * line_stride, line_stride, lines, step, job->k);
+    ft__pack_all(packed, width, x, line_stride, lines, step, job->k);
 }
-FT__TASKS(ft__product_pack)
+
+FT__INLINE void ft__product_rows(void *argument, int64_t piece, int thread) {
+  const ft__product *job = (const ft__product *)argument;
+  int64_t lines = ft__pack_lines(job->micro->rows), first = piece * lines;
+  (void)thread;
+  ft__product_pack(job, true, job->m0 + first, ft__smaller(lines, job->m - first), job->a + first * job->line);
+}
+FT__TASKS(ft__product_rows)
 
 /* Adds the bias to columns [begin, end) of rows [row, row_end) and applies the activation, while they are in cache. */
 FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int64_t row_end, int64_t begin,
@@ -10091,22 +10120,27 @@ FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int6
     }
 }
 
-FT__INLINE void ft__product_tiles(void *argument, int64_t piece, int thread) {
+/* One group of columns, times a share of the block's rows. */
+FT__INLINE void ft__product_columns(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
-  int64_t i = piece % job->row_groups * job->group_rows, j = piece / job->row_groups * job->group_columns;
-  int64_t rows = ft__smaller(job->group_rows, job->m - i), columns = ft__smaller(job->group_columns, job->n - j);
-  int64_t row = job->m0 + i, column = job->n0 + j;
-  (void)thread;
-  ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->line, job->b + j * job->line,
-            call->c + row * call->c_row + column, call->c_row, call->accumulate || job->k0 > 0);
-  if (job->k0 + job->k == call->k && (call->bias || call->before || call->activation))
-    ft__product_finish(call, row, row + rows, column, column + columns);
+  int64_t j = piece % job->column_groups * job->group_columns, columns = ft__smaller(job->group_columns, call->n - j);
+  int64_t i = piece / job->column_groups * job->group_rows, end = ft__smaller(i + job->group_rows, job->m);
+  int64_t chunk = FT__GROUP_ROWS / job->micro->rows * job->micro->rows;
+  float *b = job->kept ? job->kept + j * job->line : job->b + thread * job->group_columns * job->line;
+  if (!job->is_packed) ft__product_pack(job, false, j, columns, b);
+  for (; i < end; i += chunk) {
+    int64_t rows = ft__smaller(chunk, end - i), row = job->m0 + i;
+    ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->line, b, call->c + row * call->c_row + j,
+              call->c_row, call->accumulate || job->k0 > 0);
+    if (job->k0 + job->k == call->k && (call->bias || call->before || call->activation))
+      ft__product_finish(call, row, row + rows, j, j + columns);
+  }
 }
-FT__TASKS(ft__product_tiles)
+FT__TASKS(ft__product_columns)
 
 /* For scoring in bfloat16 all of B is kept as packed: half of what is read again for every batch, and nothing to round.
-   Its blocks stand in the order in which ft__product_run makes them. */
+   One block of k stands behind the other. */
 static float *ft__product_kept(ft_context *context, const ft_matmul_call *call, const ft__micro *micro,
                                bool *is_packed) {
   *is_packed = call->packed && *call->packed;
@@ -10117,128 +10151,150 @@ static float *ft__product_kept(ft_context *context, const ft_matmul_call *call, 
   return call->packed ? (float *)*call->packed : NULL;
 }
 
+/* Columns and rows are cut so that each thread gets as many pieces as the others. */
+static void ft__product_cut(ft__product *job, int threads) {
+  int64_t rows = job->micro->rows, columns = job->micro->columns;
+  int64_t groups = ft__pieces(ft__pieces(job->call->n, FT__GROUP_COLUMNS), threads) * threads, row_groups;
+  job->group_columns = ft__pieces(ft__pieces(job->call->n, groups), columns) * columns;
+  job->column_groups = ft__pieces(job->call->n, job->group_columns);
+  row_groups = job->kept && !job->is_packed ? 1 : ft__pieces(threads, job->column_groups);
+  job->group_rows = ft__pieces(ft__pieces(job->m, row_groups), rows) * rows;
+}
+
 static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   int set = FT__INSTRUCTION_SET();
-  int64_t n_block, m_block, k_block, lines;
+  int64_t k_block, m_block, line, all_columns;
   float *kept;
-  bool is_packed;
   ft__product job;
   memset(&job, 0, sizeof job);
   job.call = call;
   job.micro = ft__micro_choose(context, call->m);
-  kept = ft__product_kept(context, call, job.micro, &is_packed);
+  job.kept = kept = ft__product_kept(context, call, job.micro, &job.is_packed);
+  all_columns = ft__pieces(call->n, job.micro->columns) * job.micro->columns;
   k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
-  lines = (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) / ft__packed_line(job.micro, k_block);
-  n_block = lines * 3 / 4 / job.micro->columns * job.micro->columns;
-  m_block = (lines - n_block) / job.micro->rows * job.micro->rows;
-  job.group_rows = FT__GROUP_ROWS / job.micro->rows * job.micro->rows;
-  job.group_columns = FT__GROUP_COLUMNS;
-  job.b = (float *)ft__scratch(context, 0);
-  for (job.n0 = 0; job.n0 < call->n; job.n0 += n_block)
-    for (job.k0 = 0; job.k0 < call->k; job.k0 += k_block)
-      for (job.m0 = 0; job.m0 < call->m; job.m0 += m_block) {
-        int64_t b_pieces;
-        job.n = ft__smaller(n_block, call->n - job.n0);
-        job.k = ft__smaller(k_block, call->k - job.k0);
-        job.m = ft__smaller(m_block, call->m - job.m0);
-        job.line = ft__packed_line(job.micro, job.k);
-        job.a = (float *)ft__scratch(context, 0) + n_block * job.line;
-        if (kept)
-          job.b = kept + job.n0 * ft__packed_line(job.micro, call->k) +
-                  ft__pieces(job.n, job.micro->columns) * job.micro->columns * ft__packed_line(job.micro, job.k0);
-        job.a_pieces = ft__pieces(job.m, ft__pack_lines(job.micro->rows));
-        b_pieces = job.m0 || is_packed ? 0 : ft__pieces(job.n, ft__pack_lines(job.micro->columns));
-        job.row_groups = ft__pieces(job.m, job.group_rows);
-        ft__parallel_for(context, job.a_pieces + b_pieces, ft__product_pack_tasks[set], &job);
-        ft__parallel_for(context, job.row_groups * ft__pieces(job.n, job.group_columns), ft__product_tiles_tasks[set],
-                         &job);
-      }
+  line = ft__packed_line(job.micro, k_block);
+  job.a = (float *)ft__scratch(context, 0);
+  m_block =
+      (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) * context->threads / line - context->threads * FT__GROUP_COLUMNS;
+  m_block = m_block / job.micro->rows * job.micro->rows;
+  job.b = job.a + m_block * line;
+  for (job.m0 = 0; job.m0 < call->m; job.m0 += m_block) {
+    job.m = ft__smaller(m_block, call->m - job.m0);
+    for (job.k0 = 0; job.k0 < call->k; job.k0 += k_block) {
+      job.k = ft__smaller(k_block, call->k - job.k0);
+      job.line = ft__packed_line(job.micro, job.k);
+      if (kept) job.kept = kept + all_columns * ft__packed_line(job.micro, job.k0);
+      ft__product_cut(&job, context->threads);
+      ft__parallel_for(context, ft__pieces(job.m, ft__pack_lines(job.micro->rows)), ft__product_rows_tasks[set], &job);
+      ft__parallel_for(context, job.column_groups * ft__pieces(job.m, job.group_rows), ft__product_columns_tasks[set],
+                       &job);
+    }
+    job.is_packed = kept != NULL;
+  }
 }
 
 /* A few rows, or a few columns, times a matrix whose rows lie as the sums need them (a linear layer's weight): packing
-   would cost more than the products. Each element is a dot product; a few rows of A and four of B share their loads.
-   While four rows of B, FT__DOT_STEPS wide, are multiplied by all rows of A, the next four are asked for. */
-enum { FT__FEW = 32, FT__DOT_COLUMNS = 32, FT__DOT_STEPS = 768 };
+   would cost more than the products. Each element is a dot product. Three rows of A, from the second-level cache, meet
+   some rows of B, FT__DOT_STEPS wide, that stay in the first; meanwhile the next rows of B are asked for. B's
+   vectors are read as volatile: gcc would read them once for each product. */
+enum { FT__FEW = 32, FT__DOT_COLUMNS = 32, FT__DOT_STEPS = 768, FT__DOT_ROWS = 3, FT__DOT_MOST = 8 };
 
-typedef struct ft__dots { /* the kernel of one instruction set: sum[i][l] = a_i b_l, i < rows, for k a multiple of 16 */
-  int rows;
-  void (*sums)(int64_t k, const float *const *a, const float *const *b, const float *ahead, float sum[][4]);
+typedef struct ft__dots { /* the kernel of one instruction set */
+  int columns;
+  /* sum[i][l] = a_i b_l for l < columns and k a multiple of 16 */
+  void (*sums)(int64_t k, const float *const *a, const float *const *b, const float *ahead, float sum[][FT__DOT_MOST]);
 } ft__dots;
 
-/* sum[l] = the sum of lane[l][0 .. lanes) */
-FT__INLINE void ft__sum_lanes_4(float *lane, int lanes, float sum[4]) {
-  float across[16];
-  int l, i;
-  for (l = 0; l < 4; ++l)
-    for (i = 4; i < lanes; i += 4) *(ft__quad_memory *)(lane + l * lanes) += *(ft__quad_memory *)(lane + l * lanes + i);
-  ft__transpose_4x4(lane, lanes, across, 4);
+/* sum[l] = the sum of lane[l][0 .. lanes), l < 4, lanes 4, 8 or 16 */
+FT__INLINE void ft__sum_lanes_4(const float *lane, int lanes, float sum[4]) {
+  float quads[16], across[16];
+#define FT__QUAD_AT(l, i) (*(const ft__quad_memory *)(lane + (l)*lanes + (i)))
+#define FT__SUM_QUADS(l)                                             \
+  {                                                                  \
+    ft__quad part = FT__QUAD_AT(l, 0);                               \
+    if (lanes >= 8) part += FT__QUAD_AT(l, lanes / 2);               \
+    if (lanes == 16) part += FT__QUAD_AT(l, 4) + FT__QUAD_AT(l, 12); \
+    *(ft__quad_memory *)(quads + 4 * (l)) = part;                    \
+  }
+  FT__REPEAT_4(FT__SUM_QUADS)
+  ft__transpose_4x4(quads, 4, across, 4);
   *(ft__quad_memory *)sum = (*(ft__quad_memory *)across + *(ft__quad_memory *)(across + 8)) +
                             (*(ft__quad_memory *)(across + 4) + *(ft__quad_memory *)(across + 12));
 }
 
-#define FT__REPEAT_2(X) X(0) X(1)
-#define FT__REPEAT_4(X) FT__REPEAT_2(X) X(2) X(3)
-#define FT__DOT_START(i) V sum##i##_0 = zero, sum##i##_1 = zero, sum##i##_2 = zero, sum##i##_3 = zero;
-#define FT__DOT_STEP(i)                         \
-  {                                             \
-    V x = *(const V_memory *)(a[i] + p);        \
-    sum##i##_0 += x * y0, sum##i##_1 += x * y1; \
-    sum##i##_2 += x * y2, sum##i##_3 += x * y3; \
+#define FT__DOT_START(l) V sum0_##l = zero, sum1_##l = zero, sum2_##l = zero;
+#define FT__DOT_STEP(l)                                         \
+  {                                                             \
+    V y = *(const volatile V_memory *)(b[l] + p);               \
+    sum0_##l += x0 * y, sum1_##l += x1 * y, sum2_##l += x2 * y; \
   }
-#define FT__DOT_END(i)                        \
-  lane[0] = sum##i##_0, lane[1] = sum##i##_1; \
-  lane[2] = sum##i##_2, lane[3] = sum##i##_3; \
-  ft__sum_lanes_4((float *)lane, vector_size / 4, sum[i]);
-#define FT__DOT(name, attributes, vector_bytes, rows)                                                      \
+#define FT__DOT_END(l) lane[0][l] = sum0_##l, lane[1][l] = sum1_##l, lane[2][l] = sum2_##l;
+#define FT__DOT(name, attributes, vector_bytes, columns)                                                   \
   attributes static void name(int64_t k, const float *const *a, const float *const *b, const float *ahead, \
-                              float sum[][4]) {                                                            \
+                              float sum[][FT__DOT_MOST]) {                                                 \
     typedef float V __attribute__((vector_size(vector_bytes), may_alias));                                 \
     typedef float V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));              \
-    enum { vector_size = vector_bytes };                                                                   \
+    enum { lanes = vector_bytes / 4 };                                                                     \
     const V zero = {0};                                                                                    \
-    V lane[4];                                                                                             \
+    V lane[FT__DOT_ROWS][columns];                                                                         \
     int64_t p;                                                                                             \
-    FT__REPEAT_##rows(FT__DOT_START) for (p = 0; p < k; p += vector_bytes / 4) {                           \
-      V y0 = *(const V_memory *)(b[0] + p), y1 = *(const V_memory *)(b[1] + p);                            \
-      V y2 = *(const V_memory *)(b[2] + p), y3 = *(const V_memory *)(b[3] + p);                            \
+    int i, l;                                                                                              \
+    FT__REPEAT_##columns(FT__DOT_START) for (p = 0; p < k; p += lanes) {                                   \
+      V x0 = *(const V_memory *)(a[0] + p), x1 = *(const V_memory *)(a[1] + p);                            \
+      V x2 = *(const V_memory *)(a[2] + p);                                                                \
       __builtin_prefetch(ahead + p);                                                                       \
-      FT__REPEAT_##rows(FT__DOT_STEP)                                                                      \
+      FT__REPEAT_##columns(FT__DOT_STEP)                                                                   \
     }                                                                                                      \
-    FT__REPEAT_##rows(FT__DOT_END)                                                                         \
+    FT__REPEAT_##columns(FT__DOT_END) for (i = 0; i < FT__DOT_ROWS; ++i) for (l = 0; l < columns; l += 4)  \
+        ft__sum_lanes_4((const float *)&lane[i][l], lanes, sum[i] + l);                                    \
   }
-FT__DOT(ft__dot_generic, FT__ATTRIBUTES_GENERIC, 16, 2)
+FT__DOT(ft__dot_generic, FT__ATTRIBUTES_GENERIC, 16, 4)
 #if defined(__x86_64__)
-FT__DOT(ft__dot_avx2, FT__ATTRIBUTES_AVX2, 32, 2)
-FT__DOT(ft__dot_avx512, FT__ATTRIBUTES_AVX512, 64, 4)
-static const ft__dots ft__dot_kernels[] = {{2, ft__dot_generic}, {2, ft__dot_avx2}, {4, ft__dot_avx512}};
+FT__DOT(ft__dot_avx2, FT__ATTRIBUTES_AVX2, 32, 4)
+FT__DOT(ft__dot_avx512, FT__ATTRIBUTES_AVX512, 64, 8)
+static const ft__dots ft__dot_kernels[] = {{4, ft__dot_generic}, {4, ft__dot_avx2}, {8, ft__dot_avx512}};
 #else
-static const ft__dots ft__dot_kernels[] = {{2, ft__dot_generic}};
+static const ft__dots ft__dot_kernels[] = {{4, ft__dot_generic}};
 #endif
+
+/* c [rows, columns] (+)= sum, and the products of the last steps, fewer than 16. */
+FT__INLINE void ft__dot_write(int64_t rows, int64_t columns, int64_t rest, const float *const *a, const float *const *b,
+                              float sum[][FT__DOT_MOST], float *c, int64_t c_row, bool add) {
+  int64_t h, l, q;
+  for (h = 0; h < rows; ++h, c += c_row) {
+    for (l = 0; rest && l < columns; ++l)
+      for (q = 0; q < rest; ++q) sum[h][l] += a[h][q] * b[l][q];
+    for (l = 0; l + 4 <= columns; l += 4) {
+      ft__quad before = {0};
+      if (add) before = *(const ft__quad_memory *)(c + l);
+      *(ft__quad_memory *)(c + l) = before + *(const ft__quad_memory *)(sum[h] + l);
+    }
+    for (; l < columns; ++l) c[l] = add ? c[l] + sum[h][l] : sum[h][l];
+  }
+}
 
 FT__INLINE void ft__dot_piece(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   const ft_matmul_call *call = job->call;
   const ft__dots *dot = &ft__dot_kernels[FT__INSTRUCTION_SET()];
-  int64_t i, j, l, h, p, q, i0 = piece / job->column_groups * job->group_rows;
+  int64_t i, j, l, p, i0 = piece / job->column_groups * job->group_rows;
   int64_t j0 = piece % job->column_groups * FT__DOT_COLUMNS;
   int64_t i_end = ft__smaller(call->m, i0 + job->group_rows), j_end = ft__smaller(call->n, j0 + FT__DOT_COLUMNS);
   (void)thread;
   for (p = 0; p < call->k; p += FT__DOT_STEPS)
-    for (j = j0; j < j_end; j += 4)
-      for (i = i0; i < i_end; i += dot->rows) {
-        int64_t steps = ft__smaller(FT__DOT_STEPS, call->k - p), next = j + 4 + (i - i0) / dot->rows % 4;
-        const float *a[4], *b[4];
-        float sum[4][4];
-        for (h = 0; h < 4; ++h) a[h] = call->a + ft__smaller(i + h, i_end - 1) * call->a_row + p;
-        for (l = 0; l < 4; ++l) b[l] = call->b + ft__smaller(j + l, j_end - 1) * call->b_column + p;
-        dot->sums(steps / FT__LANES * FT__LANES, a, b, call->b + ft__smaller(next, j_end - 1) * call->b_column + p,
-                  sum);
-        for (h = 0; h < dot->rows && i + h < i_end; ++h)
-          for (l = 0; l < 4 && j + l < j_end; ++l) {
-            float *c = call->c + (i + h) * call->c_row + j + l;
-            for (q = steps / FT__LANES * FT__LANES; q < steps; ++q) sum[h][l] += a[h][q] * b[l][q];
-            *c = call->accumulate || p > 0 ? *c + sum[h][l] : sum[h][l];
-          }
+    for (j = j0; j < j_end; j += dot->columns)
+      for (i = i0; i < i_end; i += FT__DOT_ROWS) {
+        int64_t steps = ft__smaller(FT__DOT_STEPS, call->k - p), whole = steps / FT__LANES * FT__LANES;
+        int64_t next = j + dot->columns + (i - i0) / FT__DOT_ROWS % dot->columns;
+        const float *a[FT__DOT_ROWS], *b[FT__DOT_MOST];
+        float sum[FT__DOT_ROWS][FT__DOT_MOST];
+        for (l = 0; l < FT__DOT_ROWS; ++l) a[l] = call->a + ft__smaller(i + l, i_end - 1) * call->a_row + p;
+        for (l = 0; l < dot->columns; ++l) b[l] = call->b + ft__smaller(j + l, j_end - 1) * call->b_column + p;
+        dot->sums(whole, a, b, call->b + ft__smaller(next, j_end - 1) * call->b_column + p, sum);
+        for (l = 0; l < FT__DOT_ROWS; ++l) a[l] += whole;
+        for (l = 0; l < dot->columns; ++l) b[l] += whole;
+        ft__dot_write(ft__smaller(FT__DOT_ROWS, i_end - i), ft__smaller(dot->columns, j_end - j), steps - whole, a, b,
+                      sum, call->c + i * call->c_row + j, call->c_row, call->accumulate || p > 0);
       }
   if (call->bias || call->before || call->activation) ft__product_finish(call, i0, i_end, j0, j_end);
 }

@@ -94,7 +94,7 @@ static bool bench_bounds(ft_context *context, double *gflops, double *bandwidth)
   job.micro = ft__micro_choose(context, FT__TILE_ROWS);
   *gflops = *bandwidth = 0;
   for (i = 0; i < threads; ++i) {
-    job.memory[i] = (float *)ft_allocate(context, BENCH_FLOATS * sizeof(float));
+    job.memory[i] = (float *)ft__cpu_allocate(context, BENCH_FLOATS * sizeof(float)); /* aligned, as tensors are */
     ok = ok && job.memory[i];
     if (ok) memset(job.memory[i], 0, BENCH_FLOATS * sizeof(float));
   }
@@ -112,7 +112,7 @@ static bool bench_bounds(ft_context *context, double *gflops, double *bandwidth)
     rate = 1e-9 * work / (ft_seconds() - start);
     if (rate > *bandwidth) *bandwidth = rate;
   }
-  for (i = 0; i < threads; ++i) ft_release(context, job.memory[i]);
+  for (i = 0; i < threads; ++i) ft__cpu_release(context, job.memory[i]);
   return ok;
 }
 #else
