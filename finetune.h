@@ -9646,8 +9646,8 @@ static double ft__round_bfloat16(double x) {
   return (double)value;
 }
 
-static double ft__operand(const ft_context *context, ft_real x) {
-  return context->compute_dtype == FT_BF16 ? ft__round_bfloat16((double)x) : (double)x;
+static double ft__operand(const ft_context *context, double x) {
+  return context->compute_dtype == FT_BF16 ? ft__round_bfloat16(x) : x;
 }
 
 static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
@@ -9658,7 +9658,7 @@ static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
       ft_real *c = call->c + i * call->c_row + j;
       double sum = call->bias ? (double)call->bias[j] : 0;
       for (p = 0; p < call->k; ++p)
-        sum += ft__operand(context, a[p * call->a_column]) * ft__operand(context, b[p * call->b_row]);
+        sum += ft__operand(context, (double)a[p * call->a_column]) * ft__operand(context, (double)b[p * call->b_row]);
       if (call->before) call->before[i * call->c_row + j] = (ft_real)sum;
       if (call->accumulate)
         *c += (ft_real)sum;
@@ -9850,12 +9850,13 @@ FT__INLINE void ft__pack_words(float *packed, int64_t size, int pieces, const fl
 }
 
 /* One block of `lines` lines and `steps` steps from x[i * line_stride + p * step]. Words run along the steps in A's
-   block and along the lines in B's; where x does not lie so, or has fewer of them, it is copied first. */
+   block and along the lines in B's; where x does not lie so, or has too few of them, it is copied first. */
 FT__INLINE void ft__pack_block(float *packed, int width, bool is_a, int pieces, const float *x, int64_t line_stride,
                                int64_t lines, int64_t step, int64_t steps) {
+  static const float zeros[FT__STEPS] = {0};
   float block[FT__STEPS * FT__TILE_ROWS];
   int64_t i, p, half = FT__STEPS / 2, size = width * half;
-  if (lines < width || steps < FT__STEPS || (is_a ? step : line_stride) != 1) {
+  if (is_a ? steps < FT__STEPS || step != 1 : lines < width || line_stride != 1) {
     if (lines < width || steps < FT__STEPS) memset(block, 0, sizeof block);
     if (is_a)
       ft__pack(block, FT__STEPS, x, step, steps, line_stride, lines);
@@ -9865,14 +9866,18 @@ FT__INLINE void ft__pack_block(float *packed, int width, bool is_a, int pieces, 
     line_stride = is_a ? (int64_t)FT__STEPS : 1, step = is_a ? 1 : width;
   }
   if (is_a) {
-    for (i = 0; i < width; ++i)
-      ft__pack_words(packed + i * half, size, pieces, x + i * line_stride, x + i * line_stride + half);
+    for (i = 0; i < width; ++i) {
+      const float *line = i < lines ? x + i * line_stride : zeros;
+      ft__pack_words(packed + i * half, size, pieces, line, line + half);
+    }
   } else {
-    for (p = 0; p < half; ++p)
+    for (p = 0; p < half; ++p) {
+      const float *low = p < steps ? x + p * step : zeros, *high = p + half < steps ? x + (p + half) * step : zeros;
       for (i = 0; i < width; i += FT__LANES) {
-        __builtin_prefetch(x + p * step + i + width), __builtin_prefetch(x + (p + half) * step + i + width);
-        ft__pack_words(packed + p * width + i, size, pieces, x + p * step + i, x + (p + half) * step + i);
+        __builtin_prefetch(low + i + width), __builtin_prefetch(high + i + width);
+        ft__pack_words(packed + p * width + i, size, pieces, low + i, high + i);
       }
+    }
   }
 }
 
@@ -10038,6 +10043,18 @@ static const ft__micro *ft__micro_choose(const ft_context *context, int64_t m) {
   return &ft__micro_kernels[FT__INSTRUCTION_SET()];
 }
 
+/* c [count] (+)= edge, count > 0, at most 4 */
+static void ft__tile_edge(float *c, const float *edge, int64_t count, bool add) {
+  int64_t i;
+  if (count >= 4) {
+    ft__quad sum = *(const ft__quad_memory *)edge;
+    if (add) sum = *(const ft__quad_memory *)c + sum;
+    *(ft__quad_memory *)c = sum;
+  } else {
+    for (i = 0; i < count; ++i) c[i] = add ? c[i] + edge[i] : edge[i];
+  }
+}
+
 /* c [m, n] (+)= a b from packed panels: a panel of A stays in the first-level cache while those of B stream past it.
    Tiles that hang over the edge of c are computed beside it. */
 static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c,
@@ -10056,10 +10073,8 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
       }
       micro->tile(k, a_panel, b_panel, edge, micro->columns, false);
       for (row = 0; row < rows; ++row)
-        for (column = 0; column < columns; ++column) {
-          float *element = tile + row * c_row + column, value = edge[row * micro->columns + column];
-          *element = add ? *element + value : value;
-        }
+        for (column = 0; column < columns; column += 4)
+          ft__tile_edge(tile + row * c_row + column, edge + row * micro->columns + column, columns - column, add);
     }
   if (micro->end) micro->end();
 }
@@ -10082,16 +10097,22 @@ typedef struct ft__product { /* one block of a product */
 
 static int64_t ft__pack_lines(int width) { return ft__pieces(FT__PACK_LINES, width) * width; }
 
+/* Panels of an operand as the micro-kernel wants them, of `lines` lines from x[i * line_stride + p * step], p < count. */
+FT__INLINE void ft__pack_operand(const ft__micro *micro, bool is_a, float *packed, const float *x, int64_t line_stride,
+                                 int64_t lines, int64_t step, int64_t count) {
+  int width = is_a ? micro->rows : micro->columns;
+  if (micro->pieces)
+    ft__pack_pieces(packed, width, is_a, micro->pieces, x, line_stride, lines, step, count);
+  else
+    ft__pack_all(packed, width, x, line_stride, lines, step, count);
+}
+
 /* Packs lines [first, first + lines) of A or B, steps [k0, k0 + k). */
 FT__INLINE void ft__product_pack(const ft__product *job, bool is_a, int64_t first, int64_t lines, float *packed) {
   const ft_matmul_call *call = job->call;
-  int width = is_a ? job->micro->rows : job->micro->columns;
   int64_t line_stride = is_a ? call->a_row : call->b_column, step = is_a ? call->a_column : call->b_row;
   const float *x = (is_a ? call->a : call->b) + first * line_stride + job->k0 * step;
-  if (job->micro->pieces)
-    ft__pack_pieces(packed, width, is_a, job->micro->pieces, x, line_stride, lines, step, job->k);
-  else
-    ft__pack_all(packed, width, x, line_stride, lines, step, job->k);
+  ft__pack_operand(job->micro, is_a, packed, x, line_stride, lines, step, job->k);
 }
 
 FT__INLINE void ft__product_rows(void *argument, int64_t piece, int thread) {
@@ -10761,7 +10782,8 @@ static void ft__layer_norm_backward_fast(ft_context *context, const ft_layer_nor
 
        dV = (F P)^T dO,   dP = F (dO V^T),   dS = P (dP - rowsum(P dP)),   dQ = scale dS K,   dK = scale dS^T Q,
 
-   products of F and P elementwise, and rowsum(P dP) = rowsum(dO O), since O = (F P) V. */
+   products of F and P elementwise. With bfloat16, the factors of every matrix product are rounded to it: Q, K, V, dO,
+   scale dS, and F P, in the forward pass before it is divided by the softmax's sum. */
 
 static bool ft__attention_check(ft_context *context, const ft_attention_call *call) {
   if (call->longest <= 65536) return true;
@@ -10777,31 +10799,33 @@ static ft_real ft__attention_factor(const ft_attention_call *call, int64_t text,
                                                                                   : 0;
 }
 
-static double ft__dot(int64_t count, const ft_real *a, const ft_real *b) {
+static double ft__dot(const ft_context *context, int64_t count, const ft_real *a, const ft_real *b) {
   double sum = 0;
   int64_t i;
-  for (i = 0; i < count; ++i) sum += (double)a[i] * (double)b[i];
+  for (i = 0; i < count; ++i) sum += ft__operand(context, (double)a[i]) * ft__operand(context, (double)b[i]);
   return sum;
 }
 
 /* Row i of one head's output; probabilities [t] is working memory. */
-static void ft__attention_row_plain(const ft_attention_call *call, int64_t text, int64_t head, int64_t i,
-                                    double *probabilities) {
+static void ft__attention_row_plain(const ft_context *context, const ft_attention_call *call, int64_t text,
+                                    int64_t head, int64_t i, double *probabilities) {
   int64_t d, j, size = call->head_size, row = call->heads * size, first = call->offsets[text];
   int64_t length = call->lengths[text], start = first * row + head * size;
   double largest = -1e30, sum = 0;
   ft_real *output = call->output + start + i * row;
   for (j = 0; j < length; ++j) {
-    probabilities[j] = (double)call->scale * ft__dot(size, call->query + start + i * row, call->key + start + j * row);
+    probabilities[j] =
+        (double)call->scale * ft__dot(context, size, call->query + start + i * row, call->key + start + j * row);
     if (probabilities[j] > largest) largest = probabilities[j];
   }
   for (j = 0; j < length; ++j) sum += probabilities[j] = exp(probabilities[j] - largest);
   if (call->log_sum) call->log_sum[head * call->tokens + first + i] = (ft_real)(largest + log(sum));
-  for (j = 0; j < length; ++j) probabilities[j] *= (double)ft__attention_factor(call, text, head, i, j) / sum;
+  for (j = 0; j < length; ++j) probabilities[j] *= (double)ft__attention_factor(call, text, head, i, j);
   for (d = 0; d < size; ++d) {
     double total = 0;
-    for (j = 0; j < length; ++j) total += probabilities[j] * (double)call->value[start + j * row + d];
-    output[d] = (ft_real)total;
+    for (j = 0; j < length; ++j)
+      total += ft__operand(context, probabilities[j]) * ft__operand(context, (double)call->value[start + j * row + d]);
+    output[d] = (ft_real)(total / sum);
   }
 }
 
@@ -10813,34 +10837,43 @@ static void ft__attention_plain(ft_context *context, const ft_attention_call *ca
     int64_t first = call->offsets[text], length = call->lengths[text],
             padding = call->offsets[text + 1] - first - length;
     for (head = 0; head < call->heads; ++head) {
-      for (i = 0; i < length; ++i) ft__attention_row_plain(call, text, head, i, probabilities);
+      for (i = 0; i < length; ++i) ft__attention_row_plain(context, call, text, head, i, probabilities);
       for (i = length; call->log_sum && i < length + padding; ++i) call->log_sum[head * call->tokens + first + i] = 0;
     }
     memset(call->output + (first + length) * row, 0, (size_t)(padding * row) * sizeof(ft_real));
   }
 }
 
-/* What row i of one head adds to the gradients of its query, and of all keys and values of the text. */
-static void ft__attention_row_backward_plain(const ft_attention_call *call, int64_t text, int64_t head, int64_t i) {
+/* What query i gives to the gradients of one head; score_gradients [t] is working memory: first P dP, then scale dS. */
+static void ft__attention_row_backward_plain(const ft_context *context, const ft_attention_call *call, int64_t text,
+                                             int64_t head, int64_t i, double *score_gradients) {
   int64_t d, j, size = call->head_size, row = call->heads * size, first = call->offsets[text];
-  int64_t start = first * row + head * size;
+  int64_t length = call->lengths[text], start = first * row + head * size;
   const ft_real *query = call->query + start + i * row, *output_gradient = call->output_gradient + start + i * row;
-  double row_sum = ft__dot(size, output_gradient, call->output + start + i * row);
-  for (j = 0; j < call->lengths[text]; ++j) {
-    const ft_real *key = call->key + start + j * row, *value = call->value + start + j * row;
-    double score = (double)call->scale * ft__dot(size, query, key);
-    double probability = exp(score - (double)call->log_sum[head * call->tokens + first + i]);
-    double factor = (double)ft__attention_factor(call, text, head, i, j);
-    double score_gradient = probability * (factor * ft__dot(size, output_gradient, value) - row_sum);
+  double row_sum = 0, log_sum = (double)call->log_sum[head * call->tokens + first + i];
+  for (j = 0; j < length; ++j) {
+    double score = (double)call->scale * ft__dot(context, size, query, call->key + start + j * row);
+    double dropped = exp(score - log_sum) * (double)ft__attention_factor(call, text, head, i, j);
+    score_gradients[j] = dropped * ft__dot(context, size, output_gradient, call->value + start + j * row);
+    row_sum += score_gradients[j];
+    for (d = 0; d < size; ++d)
+      call->value_gradient[start + j * row + d] +=
+          (ft_real)(ft__operand(context, dropped) * ft__operand(context, (double)output_gradient[d]));
+  }
+  for (j = 0; j < length; ++j) {
+    const ft_real *key = call->key + start + j * row;
+    double score = (double)call->scale * ft__dot(context, size, query, key);
+    double gradient = (double)call->scale * (score_gradients[j] - exp(score - log_sum) * row_sum);
     for (d = 0; d < size; ++d) {
-      call->value_gradient[start + j * row + d] += (ft_real)(factor * probability * (double)output_gradient[d]);
-      call->query_gradient[start + i * row + d] += (ft_real)((double)call->scale * score_gradient * (double)key[d]);
-      call->key_gradient[start + j * row + d] += (ft_real)((double)call->scale * score_gradient * (double)query[d]);
+      double factor = ft__operand(context, gradient);
+      call->query_gradient[start + i * row + d] += (ft_real)(factor * ft__operand(context, (double)key[d]));
+      call->key_gradient[start + j * row + d] += (ft_real)(factor * ft__operand(context, (double)query[d]));
     }
   }
 }
 
 static void ft__attention_backward_plain(ft_context *context, const ft_attention_call *call) {
+  double *score_gradients = (double *)ft__scratch(context, 0);
   int64_t text, head, i;
   size_t bytes = (size_t)(call->tokens * call->heads * call->head_size) * sizeof(ft_real);
   if (!ft__attention_check(context, call)) return;
@@ -10849,7 +10882,8 @@ static void ft__attention_backward_plain(ft_context *context, const ft_attention
   ft__cpu_zero(context, call->value_gradient, bytes);
   for (text = 0; text < call->texts; ++text)
     for (head = 0; head < call->heads; ++head)
-      for (i = 0; i < call->lengths[text]; ++i) ft__attention_row_backward_plain(call, text, head, i);
+      for (i = 0; i < call->lengths[text]; ++i)
+        ft__attention_row_backward_plain(context, call, text, head, i, score_gradients);
 }
 
 #if FT__FAST
@@ -10891,24 +10925,26 @@ static size_t ft__attention_layout(ft__attention_head *head, const ft_attention_
   int64_t size = call->head_size, keys = ft__pieces(call->longest, micro->rows) * micro->rows;
   int64_t across = ft__pieces(size, micro->rows) * micro->rows,
           wide = ft__pieces(size, micro->columns) * micro->columns;
+  int64_t line = ft__packed_line(micro, size), key_line = ft__packed_line(micro, call->longest),
+          query_line = ft__packed_line(micro, FT__QUERIES);
   char *end = memory;
   memset(head, 0, sizeof *head);
-  head->keys = ft__carve(&end, keys * size);
-  head->query_columns = ft__carve(&end, size * FT__QUERIES);
+  head->keys = ft__carve(&end, keys * line);
+  head->query_columns = ft__carve(&end, FT__QUERIES * line);
   head->scores = ft__carve(&end, keys * FT__QUERIES);
-  head->second_operand = ft__carve(&end, keys * FT__QUERIES);
+  head->second_operand = ft__carve(&end, FT__QUERIES * key_line);
   head->across = ft__carve(&end, across * FT__QUERIES);
   if (!backward) {
-    head->values_across = ft__carve(&end, across * call->longest);
+    head->values_across = ft__carve(&end, across * key_line);
   } else {
-    head->values = ft__carve(&end, keys * size);
-    head->keys_across = ft__carve(&end, across * call->longest);
-    head->gradient_columns = ft__carve(&end, size * FT__QUERIES);
-    head->query_rows = ft__carve(&end, FT__QUERIES * wide);
-    head->gradient_rows = ft__carve(&end, FT__QUERIES * wide);
+    head->values = ft__carve(&end, keys * line);
+    head->keys_across = ft__carve(&end, across * key_line);
+    head->gradient_columns = ft__carve(&end, FT__QUERIES * line);
+    head->query_rows = ft__carve(&end, wide * query_line);
+    head->gradient_rows = ft__carve(&end, wide * query_line);
     head->dropped = ft__carve(&end, keys * FT__QUERIES);
     head->score_gradient = ft__carve(&end, keys * FT__QUERIES);
-    head->first_operand = ft__carve(&end, keys * FT__QUERIES);
+    head->first_operand = ft__carve(&end, keys * query_line);
   }
   return (size_t)(end - memory);
 }
@@ -10939,19 +10975,17 @@ static void ft__attention_prefetch(const ft__attention_head *head, const ft_atte
 }
 
 /* packed = x^T [D, 32] as a second operand, from `count` rows of x; the other columns are 0. */
-static void ft__attention_pack_columns(const ft__attention_head *head, const ft_attention_call *call,
-                                       const ft__micro *micro, const float *x, int64_t count, float *packed) {
-  int64_t i, size = call->head_size;
-  for (i = 0; i < FT__QUERIES; i += micro->columns) {
-    int64_t lines = i < count ? ft__smaller(micro->columns, count - i) : 0;
-    ft__pack(packed + i * size, micro->columns, x + (lines ? i * head->row : 0), head->row, lines, 1, size);
-  }
+FT__INLINE void ft__attention_pack_columns(const ft__attention_head *head, const ft_attention_call *call,
+                                           const ft__micro *micro, const float *x, int64_t count, float *packed) {
+  int64_t used = ft__pieces(count, micro->columns) * micro->columns, line = ft__packed_line(micro, call->head_size);
+  ft__pack_operand(micro, false, packed, x, head->row, count, 1, call->head_size);
+  memset(packed + used * line, 0, (size_t)((FT__QUERIES - used) * line) * sizeof(float));
 }
 
-/* A [keys, 32] matrix as a second operand: itself, if a panel is as wide. */
-static const float *ft__attention_second(const ft__attention_head *head, const ft__micro *micro, const float *x) {
-  if (micro->columns == FT__QUERIES) return x;
-  ft__pack_all(head->second_operand, micro->columns, x, 1, FT__QUERIES, FT__QUERIES, head->length);
+/* A [keys, 32] matrix as a second operand: itself, if a panel is as wide and of floats. */
+FT__INLINE const float *ft__attention_second(const ft__attention_head *head, const ft__micro *micro, const float *x) {
+  if (!micro->pieces && micro->columns == FT__QUERIES) return x;
+  ft__pack_operand(micro, false, head->second_operand, x, 1, FT__QUERIES, FT__QUERIES, head->length);
   return head->second_operand;
 }
 
@@ -11009,8 +11043,8 @@ FT__INLINE void ft__attention_piece(void *argument, int64_t piece, int thread) {
   ft__attention_prefetch(&head, call, call->key);
   ft__attention_prefetch(&head, call, call->value);
   ft__attention_prefetch(&head, call, call->query);
-  ft__pack_all(head.keys, micro->rows, call->key + head.start, head.row, head.length, 1, size);
-  ft__pack_all(head.values_across, micro->rows, call->value + head.start, 1, size, head.row, head.length);
+  ft__pack_operand(micro, true, head.keys, call->key + head.start, head.row, head.length, 1, size);
+  ft__pack_operand(micro, true, head.values_across, call->value + head.start, 1, size, head.row, head.length);
   for (query = 0; query < head.length; query += FT__QUERIES) {
     int64_t count = ft__smaller(FT__QUERIES, head.length - query), place = head.start + query * head.row;
     ft__attention_pack_columns(&head, call, micro, call->query + place, count, head.query_columns);
@@ -11061,10 +11095,10 @@ FT__INLINE void ft__attention_score_gradient(const ft__attention_head *head, con
 }
 
 /* gradient [keys, D] (+)= x^T [keys, 32] rows [32, D] */
-static void ft__attention_add_product(const ft__attention_head *head, const ft_attention_call *call,
-                                      const ft__micro *micro, const float *x, const float *rows, int64_t count,
-                                      float *gradient, bool add) {
-  ft__pack_all(head->first_operand, micro->rows, x, FT__QUERIES, head->length, 1, count);
+FT__INLINE void ft__attention_add_product(const ft__attention_head *head, const ft_attention_call *call,
+                                          const ft__micro *micro, const float *x, const float *rows, int64_t count,
+                                          float *gradient, bool add) {
+  ft__pack_operand(micro, true, head->first_operand, x, FT__QUERIES, head->length, 1, count);
   ft__tiles(micro, head->length, call->head_size, count, head->first_operand, rows, gradient + head->start, head->row,
             add);
 }
@@ -11084,16 +11118,16 @@ FT__INLINE void ft__attention_backward_piece(void *argument, int64_t piece, int 
   ft__attention_prefetch(&head, call, call->value);
   ft__attention_prefetch(&head, call, call->query);
   ft__attention_prefetch(&head, call, call->output_gradient);
-  ft__pack_all(head.keys, micro->rows, call->key + head.start, head.row, head.length, 1, size);
-  ft__pack_all(head.values, micro->rows, call->value + head.start, head.row, head.length, 1, size);
-  ft__pack_all(head.keys_across, micro->rows, call->key + head.start, 1, size, head.row, head.length);
+  ft__pack_operand(micro, true, head.keys, call->key + head.start, head.row, head.length, 1, size);
+  ft__pack_operand(micro, true, head.values, call->value + head.start, head.row, head.length, 1, size);
+  ft__pack_operand(micro, true, head.keys_across, call->key + head.start, 1, size, head.row, head.length);
   for (query = 0; query < head.length; query += FT__QUERIES) {
     int64_t count = ft__smaller(FT__QUERIES, head.length - query), place = head.start + query * head.row;
     const float *q = call->query + place, *output_gradient = call->output_gradient + place;
     ft__attention_pack_columns(&head, call, micro, q, count, head.query_columns);
     ft__attention_pack_columns(&head, call, micro, output_gradient, count, head.gradient_columns);
-    ft__pack_all(head.query_rows, micro->columns, q, 1, size, head.row, count);
-    ft__pack_all(head.gradient_rows, micro->columns, output_gradient, 1, size, head.row, count);
+    ft__pack_operand(micro, false, head.query_rows, q, 1, size, head.row, count);
+    ft__pack_operand(micro, false, head.gradient_rows, output_gradient, 1, size, head.row, count);
     ft__tiles(micro, head.padded_length, FT__QUERIES, size, head.keys, head.query_columns, head.scores, FT__QUERIES,
               false);
     ft__tiles(micro, head.padded_length, FT__QUERIES, size, head.values, head.gradient_columns, head.score_gradient,
@@ -11115,7 +11149,8 @@ static void ft__attention_run(ft_context *context, const ft_attention_call *call
   ft__attention_head head;
   ft__attention_job job;
   if (!ft__attention_check(context, call)) return;
-  job.call = call, job.micro = &ft__micro_kernels[set];
+  job.call = call;
+  job.micro = context->compute_dtype == FT_BF16 ? ft__micro_choose(context, FT__TILE_ROWS) : &ft__micro_kernels[set];
   job.bytes = ft__attention_layout(&head, call, job.micro, backward, (char *)ft__scratch(context, 0));
   job.memory = (char *)ft__scratch(context, 0);
   if (job.bytes <= FT__SCRATCH_BYTES) {
@@ -11402,8 +11437,11 @@ static void ft__cross_entropy_backward_fast(ft_context *context, const ft_cross_
        w <- w - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps). */
 
 static double ft__sum_of_squares_plain(ft_context *context, int64_t count, const ft_real *x) {
+  double sum = 0;
+  int64_t i;
   (void)context;
-  return ft__dot(count, x, x);
+  for (i = 0; i < count; ++i) sum += (double)x[i] * (double)x[i];
+  return sum;
 }
 
 typedef struct ft__adamw_factors { /* worked out in double, as torch does, and rounded once */
