@@ -10025,9 +10025,9 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const
   FT__TILES_EACH(_tile_stored)
 }
 
-static const ft__micro ft__micro_amx_1 = {32, 32, 1, 768, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
-static const ft__micro ft__micro_amx_half = {16, 32, 1, 768, ft__tile_amx_half, ft__tiles_begin, ft__tiles_end};
-static const ft__micro ft__micro_amx_3 = {32, 32, 3, 384, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_1 = {32, 32, 1, 1536, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_half = {16, 32, 1, 1536, ft__tile_amx_half, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_3 = {32, 32, 3, 768, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
 #endif
 
 /* Which micro-kernel multiplies m rows in this context. All of one type pack B alike. */
@@ -10081,7 +10081,7 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
 
 /* How a product is cut. All threads share one packed block of A, as many rows as fit; each packs its own groups of
    columns of B, which stay in its second-level cache while the rows of A stream past them. */
-enum { FT__GROUP_ROWS = 112, FT__GROUP_COLUMNS = 256, FT__PACK_LINES = 126 };
+enum { FT__GROUP_ROWS = 112, FT__GROUP_COLUMNS = 192, FT__PACK_LINES = 126 };
 
 typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
