@@ -10079,8 +10079,9 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
   if (micro->end) micro->end();
 }
 
-/* How a product is cut. All threads share one packed block of A, as many rows as fit; each packs its own groups of
-   columns of B, which stay in its second-level cache while the rows of A stream past them. */
+/* How a product is cut. All threads share one packed block of A, as many rows as fit, FT__PACK_LINES packed at a time.
+   Each packs its own groups of columns of B, which stay in its second-level cache while the rows of A stream past them;
+   what FT__GROUP_ROWS of these give is finished at once. */
 enum { FT__GROUP_ROWS = 112, FT__GROUP_COLUMNS = 192, FT__PACK_LINES = 126 };
 
 typedef struct ft__product { /* one block of a product */

@@ -41,17 +41,6 @@ static long bench_peak_mib(void) {
 #endif
 }
 
-/* Floating-point operations of a forward pass: 2 for each weight and token, and attention's two products. The last
-   layer does what stands behind attention for the first token of each text alone. */
-static double bench_operations(const ft_config *config, const ft_batch *batch) {
-  double hidden = config->hidden_size, wide = config->intermediate_size, layers = config->layers, squares = 0;
-  double before = 2 * 3 * hidden * hidden, behind = 2 * (hidden * hidden + 2 * hidden * wide);
-  int64_t b;
-  for (b = 0; b < batch->texts; ++b) squares += (double)batch->lengths[b] * (double)batch->lengths[b];
-  return layers * ((double)batch->tokens * before + 4 * squares * hidden) +
-         ((layers - 1) * (double)batch->tokens + (double)batch->texts) * behind;
-}
-
 /* ---- what the processor can do at most, on all threads at once ---- */
 
 #if FT__FAST
@@ -123,19 +112,24 @@ static bool bench_bounds(ft_context *context, double *gflops, double *bandwidth)
 }
 #endif
 
-static bool bench_step(bench_state *s, long long step, const int64_t *rows, const int32_t *labels, double *seconds) {
+/* One step: how long it took, and how many floating-point operations that were. */
+static bool bench_step(bench_state *s, long long step, const int64_t *rows, const int32_t *labels, double *seconds,
+                       double *operations) {
   ft_forward_options options;
   ft_output output;
   ft_tensor *loss;
+  ft_plan plan;
   double start, norm = 0;
   bool ok = ft_batch_select(s->context, &s->batch, s->encoded, rows, s->batch_size) == FT_OK;
   memset(&options, 0, sizeof options);
   options.training = s->training;
   options.adapter = s->adapter;
   options.gradient_checkpointing = s->gradient_checkpointing;
-  start = ft_seconds();
   ft_random_position(s->context, 42, step, 0);
   if (!s->training) ft_no_grad_begin(s->context);
+  ok = ok && ft_plan_step(s->context, s->model, &s->batch, &options, &plan) == FT_OK;
+  *operations = ok ? plan.forward_operations + plan.backward_operations : 0;
+  start = ft_seconds();
   ok = ok && ft_model_forward(s->context, s->model, &s->batch, &options, &output) == FT_OK;
   if (!s->training) ft_no_grad_end(s->context);
   if (ok && s->training) {
@@ -195,7 +189,8 @@ static bool bench_run(bench_state *s) {
   long long step, counted = s->steps - BENCH_WARMUP;
   int64_t *rows = (int64_t *)malloc((size_t)s->batch_size * sizeof *rows), i;
   int32_t *labels = (int32_t *)malloc((size_t)s->batch_size * sizeof *labels);
-  double *seconds = (double *)malloc((size_t)s->steps * sizeof *seconds), total = 0, tokens = 0, operations = 0;
+  double *seconds = (double *)malloc((size_t)s->steps * sizeof *seconds), total = 0, tokens = 0;
+  double step_operations, operations = 0;
   bool ok = rows && labels && seconds;
   for (step = 0; ok && step < s->steps; ++step) {
     for (i = 0; i < s->batch_size; ++i) {
@@ -207,11 +202,11 @@ static bool bench_run(bench_state *s) {
       const ft_profile_entry *entry = ft_profile_entries(s->context, &entries);
       memcpy(s->warmup, entry, (size_t)(entries < BENCH_ENTRIES ? entries : BENCH_ENTRIES) * sizeof *entry);
     }
-    ok = bench_step(s, step, rows, labels, &seconds[step]);
+    ok = bench_step(s, step, rows, labels, &seconds[step], &step_operations);
     if (step < BENCH_WARMUP) continue;
     total += seconds[step];
     tokens += (double)s->batch.tokens;
-    operations += bench_operations(ft_model_config(s->model), &s->batch) * (s->adapter ? 2 : s->training ? 3 : 1);
+    operations += step_operations;
   }
   if (ok) {
     qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
