@@ -10896,8 +10896,8 @@ static void ft__attention_backward_plain(ft_context *context, const ft_attention
 enum { FT__QUERIES = 32 };
 
 typedef struct ft__attention_job {
+  const ft_context *context;
   const ft_attention_call *call;
-  const ft__micro *micro;
   char *memory; /* for each thread: */
   size_t bytes;
 } ft__attention_job;
@@ -10913,6 +10913,12 @@ typedef struct ft__attention_head {              /* one (text, head), and a thre
   float *first_operand, *second_operand;         /* packed copies of these */
   float *across;                                 /* [D, 32]: a result, transposed */
 } ft__attention_head;
+
+/* Which micro-kernel multiplies for a text. Packing float32 in pieces does not pay for short ones. */
+static const ft__micro *ft__attention_micro(const ft_context *context, int64_t length) {
+  if (context->compute_dtype == FT_BF16 || length > 128) return ft__micro_choose(context, FT__TILE_ROWS);
+  return &ft__micro_kernels[FT__INSTRUCTION_SET()];
+}
 
 static float *ft__carve(char **memory, int64_t count) {
   float *piece = (float *)*memory;
@@ -11032,7 +11038,7 @@ FT__INLINE void ft__attention_softmax(const ft__attention_head *head, const ft_a
 FT__INLINE void ft__attention_piece(void *argument, int64_t piece, int thread) {
   const ft__attention_job *job = (const ft__attention_job *)argument;
   const ft_attention_call *call = job->call;
-  const ft__micro *micro = job->micro;
+  const ft__micro *micro = ft__attention_micro(job->context, call->lengths[piece / call->heads]);
   int64_t i, d, query, size = call->head_size;
   float inverse[FT__QUERIES];
   ft__attention_head head;
@@ -11107,7 +11113,7 @@ FT__INLINE void ft__attention_add_product(const ft__attention_head *head, const 
 FT__INLINE void ft__attention_backward_piece(void *argument, int64_t piece, int thread) {
   const ft__attention_job *job = (const ft__attention_job *)argument;
   const ft_attention_call *call = job->call;
-  const ft__micro *micro = job->micro;
+  const ft__micro *micro = ft__attention_micro(job->context, call->lengths[piece / call->heads]);
   int64_t i, query, size = call->head_size;
   ft__attention_head head;
   ft__attention_layout(&head, call, micro, true, job->memory + (size_t)thread * job->bytes);
@@ -11147,13 +11153,15 @@ FT__TASKS(ft__attention_backward_piece)
 
 static void ft__attention_run(ft_context *context, const ft_attention_call *call, bool backward) {
   int set = FT__INSTRUCTION_SET();
+  size_t bytes;
   ft__attention_head head;
   ft__attention_job job;
   if (!ft__attention_check(context, call)) return;
-  job.call = call;
-  job.micro = context->compute_dtype == FT_BF16 ? ft__micro_choose(context, FT__TILE_ROWS) : &ft__micro_kernels[set];
-  job.bytes = ft__attention_layout(&head, call, job.micro, backward, (char *)ft__scratch(context, 0));
+  job.context = context, job.call = call;
   job.memory = (char *)ft__scratch(context, 0);
+  job.bytes = ft__attention_layout(&head, call, ft__attention_micro(context, 0), backward, job.memory);
+  bytes = ft__attention_layout(&head, call, ft__attention_micro(context, call->longest), backward, job.memory);
+  if (bytes > job.bytes) job.bytes = bytes; /* enough for short texts and for long ones */
   if (job.bytes <= FT__SCRATCH_BYTES) {
     job.bytes = FT__SCRATCH_BYTES;
   } else { /* texts of thousands of tokens */

@@ -412,7 +412,8 @@ static void test_attention(void) {
                          i % 3 ? 0 : 9);
   test_attention_shape(2, 33, 2, 64, 0.1, 0);
   test_attention_shape(1, 200, 1, 64, 0.1, 3);
-  test_attention_shape(1, 4000, 1, 2, 0, 0); /* more than scratch memory holds, backward */
+  test_attention_shape(3, 140, 2, 32, 0.1, 0); /* short and long texts */
+  test_attention_shape(1, 4000, 1, 2, 0, 0);   /* more than scratch memory holds, backward */
 }
 
 /* Padding changes nothing: the same texts with and without padding rows. */

@@ -112,25 +112,30 @@ static bool bench_bounds(ft_context *context, double *gflops, double *bandwidth)
 }
 #endif
 
-/* One step: how long it took, and how many floating-point operations that were. */
-static bool bench_step(bench_state *s, long long step, const int64_t *rows, const int32_t *labels, double *seconds,
-                       double *operations) {
+static ft_forward_options bench_options(const bench_state *s) {
   ft_forward_options options;
-  ft_output output;
-  ft_tensor *loss;
-  ft_plan plan;
-  double start, norm = 0;
-  bool ok = ft_batch_select(s->context, &s->batch, s->encoded, rows, s->batch_size) == FT_OK;
   memset(&options, 0, sizeof options);
   options.training = s->training;
   options.adapter = s->adapter;
   options.gradient_checkpointing = s->gradient_checkpointing;
+  return options;
+}
+
+static bool bench_select(bench_state *s, long long step, int64_t *rows) {
+  int64_t i;
+  for (i = 0; i < s->batch_size; ++i) rows[i] = (step * s->batch_size + i) % s->encoded->rows;
+  return ft_batch_select(s->context, &s->batch, s->encoded, rows, s->batch_size) == FT_OK;
+}
+
+static bool bench_step(bench_state *s, long long step, const int32_t *labels, double *seconds) {
+  ft_forward_options options = bench_options(s);
+  ft_output output;
+  ft_tensor *loss;
+  double start = ft_seconds(), norm = 0;
+  bool ok;
   ft_random_position(s->context, 42, step, 0);
   if (!s->training) ft_no_grad_begin(s->context);
-  ok = ok && ft_plan_step(s->context, s->model, &s->batch, &options, &plan) == FT_OK;
-  *operations = ok ? plan.forward_operations + plan.backward_operations : 0;
-  start = ft_seconds();
-  ok = ok && ft_model_forward(s->context, s->model, &s->batch, &options, &output) == FT_OK;
+  ok = ft_model_forward(s->context, s->model, &s->batch, &options, &output) == FT_OK;
   if (!s->training) ft_no_grad_end(s->context);
   if (ok && s->training) {
     loss = ft_model_loss(s->context, s->model, output.logits, labels, NULL, 0);
@@ -142,6 +147,20 @@ static bool bench_step(bench_state *s, long long step, const int64_t *rows, cons
   ft_tape_clear(s->context);
   *seconds = ft_seconds() - start;
   return ok;
+}
+
+/* Floating-point operations of the counted steps. Planned after they ran, so that it does not disturb them. */
+static double bench_operations(bench_state *s, int64_t *rows) {
+  ft_forward_options options = bench_options(s);
+  ft_plan plan;
+  double operations = 0;
+  long long step;
+  if (!s->training) ft_no_grad_begin(s->context);
+  for (step = BENCH_WARMUP; step < s->steps && bench_select(s, step, rows); ++step)
+    if (ft_plan_step(s->context, s->model, &s->batch, &options, &plan) == FT_OK)
+      operations += plan.forward_operations + plan.backward_operations;
+  if (!s->training) ft_no_grad_end(s->context);
+  return operations;
 }
 
 static int bench_compare_entries(const void *a, const void *b) {
@@ -190,25 +209,22 @@ static bool bench_run(bench_state *s) {
   int64_t *rows = (int64_t *)malloc((size_t)s->batch_size * sizeof *rows), i;
   int32_t *labels = (int32_t *)malloc((size_t)s->batch_size * sizeof *labels);
   double *seconds = (double *)malloc((size_t)s->steps * sizeof *seconds), total = 0, tokens = 0;
-  double step_operations, operations = 0;
   bool ok = rows && labels && seconds;
   for (step = 0; ok && step < s->steps; ++step) {
-    for (i = 0; i < s->batch_size; ++i) {
-      rows[i] = (step * s->batch_size + i) % s->encoded->rows;
-      labels[i] = (int32_t)(rows[i] % 2);
-    }
+    ok = bench_select(s, step, rows);
+    for (i = 0; i < s->batch_size; ++i) labels[i] = (int32_t)(rows[i] % 2);
     if (step == BENCH_WARMUP && s->profile) {
       int entries = 0;
       const ft_profile_entry *entry = ft_profile_entries(s->context, &entries);
       memcpy(s->warmup, entry, (size_t)(entries < BENCH_ENTRIES ? entries : BENCH_ENTRIES) * sizeof *entry);
     }
-    ok = bench_step(s, step, rows, labels, &seconds[step], &step_operations);
+    ok = ok && bench_step(s, step, labels, &seconds[step]);
     if (step < BENCH_WARMUP) continue;
     total += seconds[step];
     tokens += (double)s->batch.tokens;
-    operations += step_operations;
   }
   if (ok) {
+    long peak = bench_peak_mib();
     qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
     printf(
         "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"dtype\":\"%s\",\"ex_"
@@ -217,7 +233,7 @@ static bool bench_run(bench_state *s) {
         "\"ms_per_step\":%.2f,\"gflops\":%.1f,\"peak_rss_mib\":%ld}\n",
         s->mode, s->batch_size, counted, ft_context_threads(s->context), ft_cpu_instruction_set(),
         ft_context_compute_dtype(s->context) == FT_BF16 ? "bf16" : "fp32", (double)(counted * s->batch_size) / total,
-        tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2], operations / total * 1e-9, bench_peak_mib());
+        tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2], bench_operations(s, rows) / total * 1e-9, peak);
     if (s->profile) bench_print_profile(s, total);
   }
   free(rows);
