@@ -151,9 +151,9 @@ typedef struct ft_context_options {
   void *log_user_data;
   int threads;               /* 0: one per processor; 1: the caller's alone */
   const ft_backend *backend; /* NULL: this processor */
-  /* FT_F32; FT_BF16: mixed precision. Products of matrices round their operands to bfloat16 (a float's upper half) and
-     add in float32; weights, sums, all other operations and the optimizer stay float32. A processor without
-     instructions for it computes in float32, and the log says so. */
+  /* FT_F32; FT_BF16: mixed precision. Products of matrices, attention's too, round their operands to bfloat16 (a float's
+     upper half) and add in float32; weights, sums, all other operations and the optimizer stay float32. A processor
+     without instructions for it computes in float32, and the log says so. */
   ft_dtype compute_dtype;
 } ft_context_options;
 
