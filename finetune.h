@@ -10865,10 +10865,10 @@ static void ft__attention_row_backward_plain(const ft_context *context, const ft
     const ft_real *key = call->key + start + j * row;
     double score = (double)call->scale * ft__dot(context, size, query, key);
     double gradient = (double)call->scale * (score_gradients[j] - exp(score - log_sum) * row_sum);
+    gradient = ft__operand(context, gradient);
     for (d = 0; d < size; ++d) {
-      double factor = ft__operand(context, gradient);
-      call->query_gradient[start + i * row + d] += (ft_real)(factor * ft__operand(context, (double)key[d]));
-      call->key_gradient[start + j * row + d] += (ft_real)(factor * ft__operand(context, (double)query[d]));
+      call->query_gradient[start + i * row + d] += (ft_real)(gradient * ft__operand(context, (double)key[d]));
+      call->key_gradient[start + j * row + d] += (ft_real)(gradient * ft__operand(context, (double)query[d]));
     }
   }
 }

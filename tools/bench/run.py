@@ -130,11 +130,13 @@ def main():
                 continue
             common = ["--config", models[model], "--tokenizer", args.tokenizer, "--csv", getattr(args, data),
                       "--threads", str(args.threads)] + both
+            peer, rest = [python, os.path.join(HERE, "peer.py")], peers
+            if peers[:1] == ["ft"]:
+                peer, rest = [program, "bench"], peers[1:]
             our_runs, peer_runs = [], []
             for _ in range(args.rounds):
                 our_runs.append(measure([program, "bench"] + common + ours))
-                peer = [program, "bench"] if peers[:1] == ["ft"] else [python, os.path.join(HERE, "peer.py")]
-                peer_runs.append(measure(peer + common + [word for word in peers if word != "ft"]))
+                peer_runs.append(measure(peer + common + rest))
             print_row(name, asked, our_runs, peer_runs)
 
 

@@ -150,17 +150,19 @@ static bool bench_step(bench_state *s, long long step, const int32_t *labels, do
 }
 
 /* Floating-point operations of the counted steps. Planned after they ran, so that it does not disturb them. */
-static double bench_operations(bench_state *s, int64_t *rows) {
+static bool bench_operations(bench_state *s, int64_t *rows, double *operations) {
   ft_forward_options options = bench_options(s);
   ft_plan plan;
-  double operations = 0;
   long long step;
+  bool ok = true;
+  *operations = 0;
   if (!s->training) ft_no_grad_begin(s->context);
-  for (step = BENCH_WARMUP; step < s->steps && bench_select(s, step, rows); ++step)
-    if (ft_plan_step(s->context, s->model, &s->batch, &options, &plan) == FT_OK)
-      operations += plan.forward_operations + plan.backward_operations;
+  for (step = BENCH_WARMUP; ok && step < s->steps; ++step) {
+    ok = bench_select(s, step, rows) && ft_plan_step(s->context, s->model, &s->batch, &options, &plan) == FT_OK;
+    if (ok) *operations += plan.forward_operations + plan.backward_operations;
+  }
   if (!s->training) ft_no_grad_end(s->context);
-  return operations;
+  return ok;
 }
 
 static int bench_compare_entries(const void *a, const void *b) {
@@ -208,7 +210,8 @@ static bool bench_run(bench_state *s) {
   long long step, counted = s->steps - BENCH_WARMUP;
   int64_t *rows = (int64_t *)malloc((size_t)s->batch_size * sizeof *rows), i;
   int32_t *labels = (int32_t *)malloc((size_t)s->batch_size * sizeof *labels);
-  double *seconds = (double *)malloc((size_t)s->steps * sizeof *seconds), total = 0, tokens = 0;
+  double *seconds = (double *)malloc((size_t)s->steps * sizeof *seconds), total = 0, tokens = 0, operations;
+  long peak;
   bool ok = rows && labels && seconds;
   for (step = 0; ok && step < s->steps; ++step) {
     ok = bench_select(s, step, rows);
@@ -219,12 +222,13 @@ static bool bench_run(bench_state *s) {
       memcpy(s->warmup, entry, (size_t)(entries < BENCH_ENTRIES ? entries : BENCH_ENTRIES) * sizeof *entry);
     }
     ok = ok && bench_step(s, step, labels, &seconds[step]);
-    if (step < BENCH_WARMUP) continue;
+    if (!ok || step < BENCH_WARMUP) continue;
     total += seconds[step];
     tokens += (double)s->batch.tokens;
   }
+  peak = bench_peak_mib();
+  ok = ok && bench_operations(s, rows, &operations);
   if (ok) {
-    long peak = bench_peak_mib();
     qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
     printf(
         "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"dtype\":\"%s\",\"ex_"
@@ -233,7 +237,7 @@ static bool bench_run(bench_state *s) {
         "\"ms_per_step\":%.2f,\"gflops\":%.1f,\"peak_rss_mib\":%ld}\n",
         s->mode, s->batch_size, counted, ft_context_threads(s->context), ft_cpu_instruction_set(),
         ft_context_compute_dtype(s->context) == FT_BF16 ? "bf16" : "fp32", (double)(counted * s->batch_size) / total,
-        tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2], bench_operations(s, rows) / total * 1e-9, peak);
+        tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2], operations / total * 1e-9, peak);
     if (s->profile) bench_print_profile(s, total);
   }
   free(rows);
