@@ -9683,7 +9683,10 @@ typedef struct ft__micro { /* the micro-kernel of one instruction set */
   int rows, columns;
   int pieces;  /* of bfloat16 that a number is packed as (see below); 0: it is packed as it is */
   int k_block; /* how much of k is packed at a time */
-  void (*tile)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add); /* c (+)= a b */
+  int kept;    /* how many KiB of packed B stay in the second-level cache while rows of A stream past them */
+  /* c (+)= a b; the matrix unit's kernels meanwhile ask for cache lines from `ahead` on, `lines` for each 32 of k */
+  void (*tile)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add, const float *ahead,
+               int64_t lines);
   void (*begin)(void), (*end)(void); /* around tiles, or NULL */
 } ft__micro;
 
@@ -9695,9 +9698,7 @@ enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets *
 #define FT__REPEAT_8(X) FT__REPEAT_6(X) X(6) X(7)
 #define FT__REPEAT_12(X) FT__REPEAT_8(X) X(8) X(9) X(10) X(11)
 #define FT__REPEAT_14(X) FT__REPEAT_12(X) X(12) X(13)
-#define FT__TILE_START(i)                 \
-  V sum##i##_0 = zero, sum##i##_1 = zero; \
-  __builtin_prefetch(c + i * c_row), __builtin_prefetch(c + i * c_row + lanes);
+#define FT__TILE_START(i) V sum##i##_0 = zero, sum##i##_1 = zero;
 #define FT__TILE_STEP(i)    \
   {                         \
     V a_i = a[i] - zero;    \
@@ -9710,18 +9711,20 @@ enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets *
     if (add) sum##i##_0 += *c0, sum##i##_1 += *c1;            \
     *c0 = sum##i##_0, *c1 = sum##i##_1;                       \
   }
-#define FT__TILE(name, attributes, vector_bytes, rows)                                                        \
-  attributes static void name(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add) { \
-    typedef float V __attribute__((vector_size(vector_bytes)));                                               \
-    typedef float V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));                 \
-    enum { lanes = vector_bytes / 4 };                                                                        \
-    const V zero = {0};                                                                                       \
-    int64_t p;                                                                                                \
-    FT__REPEAT_##rows(FT__TILE_START) for (p = 0; p < k; ++p, a += rows, b += 2 * lanes) {                    \
-      V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + lanes);                                       \
-      FT__REPEAT_##rows(FT__TILE_STEP)                                                                        \
-    }                                                                                                         \
-    FT__REPEAT_##rows(FT__TILE_END)                                                                           \
+#define FT__TILE(name, attributes, vector_bytes, rows)                                                      \
+  attributes static void name(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add, \
+                              const float *ahead, int64_t lines) {                                          \
+    typedef float V __attribute__((vector_size(vector_bytes)));                                             \
+    typedef float V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));               \
+    enum { lanes = vector_bytes / 4 };                                                                      \
+    const V zero = {0};                                                                                     \
+    int64_t p;                                                                                              \
+    (void)ahead, (void)lines;                                                                               \
+    FT__REPEAT_##rows(FT__TILE_START) for (p = 0; p < k; ++p, a += rows, b += 2 * lanes) {                  \
+      V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + lanes);                                     \
+      FT__REPEAT_##rows(FT__TILE_STEP)                                                                      \
+    }                                                                                                       \
+    FT__REPEAT_##rows(FT__TILE_END)                                                                         \
   }
 
 #if defined(__clang__)
@@ -9782,12 +9785,12 @@ static void ft__pack(float *packed, int width, const float *x, int64_t line_stri
 FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 6)
 FT__TILE(ft__tile_avx2, FT__ATTRIBUTES_AVX2, 32, 6)
 FT__TILE(ft__tile_avx512, FT__ATTRIBUTES_AVX512, 64, 14)
-static const ft__micro ft__micro_kernels[] = {{6, 8, 0, 256, ft__tile_generic, NULL, NULL},
-                                              {6, 16, 0, 256, ft__tile_avx2, NULL, NULL},
-                                              {14, 32, 0, 256, ft__tile_avx512, NULL, NULL}};
+static const ft__micro ft__micro_kernels[] = {{6, 8, 0, 256, 192, ft__tile_generic, NULL, NULL},
+                                              {6, 16, 0, 256, 192, ft__tile_avx2, NULL, NULL},
+                                              {14, 32, 0, 256, 192, ft__tile_avx512, NULL, NULL}};
 #else
 FT__TILE(ft__tile_generic, FT__ATTRIBUTES_GENERIC, 16, 8)
-static const ft__micro ft__micro_kernels[] = {{8, 8, 0, 256, ft__tile_generic, NULL, NULL}};
+static const ft__micro ft__micro_kernels[] = {{8, 8, 0, 256, 192, ft__tile_generic, NULL, NULL}};
 #endif
 
 /* All panels of `lines` lines. Where lines lie side by side, a few steps of all panels at a time: memory in order. */
@@ -9911,12 +9914,13 @@ static bool ft__pairs_available(void) {
     sum##i##_1 = (V)_mm512_dpbf16_ps((__m512)sum##i##_1, a_i, (__m512bh)b1); \
   }
 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16"))) static void ft__tile_pairs(
-    int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add) {
+    int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add, const float *ahead, int64_t lines) {
   typedef float V __attribute__((vector_size(64)));
   typedef float V_memory __attribute__((vector_size(64), aligned(4), may_alias));
   enum { lanes = 16 };
   const V zero = {0};
   int word;
+  (void)ahead, (void)lines;
   FT__REPEAT_12(FT__TILE_START) for (; k > 0; k -= FT__STEPS, a += 12 * FT__STEPS / 2) {
     for (word = 0; word < FT__STEPS / 2; ++word, b += 2 * lanes) {
       V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + lanes);
@@ -9926,7 +9930,7 @@ __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16"))) static 
   FT__REPEAT_12(FT__TILE_END)
 }
 
-static const ft__micro ft__micro_pairs = {12, 32, 1, 512, ft__tile_pairs, NULL, NULL};
+static const ft__micro ft__micro_pairs = {12, 32, 1, 512, 384, ft__tile_pairs, NULL, NULL};
 #endif
 
 #if defined(FT__PAIRS) && defined(__linux__)
@@ -9966,6 +9970,8 @@ FT__ATTRIBUTES_TILES static void ft__tiles_end(void) { _tile_release(); }
   action(1, c + 16, c_row * 4);         \
   action(2, c + 16 * c_row, c_row * 4); \
   action(3, c + 16 * c_row + 16, c_row * 4);
+#define FT__TILES_AHEAD() \
+  for (i = 0; i < lines; ++i, ahead += 16) __builtin_prefetch(ahead, 0, 2);
 #define FT__TILES_A(x)   \
   _tile_loadd(4, x, 64); \
   _tile_loadd(5, (x) + 256, 64);
@@ -9979,17 +9985,18 @@ FT__ATTRIBUTES_TILES static void ft__tiles_end(void) { _tile_release(); }
   _tile_dpbf16ps(3, 5, 7);
 
 FT__ATTRIBUTES_TILES static void ft__tile_amx_1(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
-                                                bool add) {
+                                                bool add, const float *ahead, int64_t lines) {
+  int64_t i;
   FT__TILES_START()
   for (; k > 0; k -= FT__STEPS, a += 512, b += 512) {
-    FT__TILES_A(a) FT__TILES_B(b) FT__TILES_MULTIPLY()
+    FT__TILES_AHEAD() FT__TILES_A(a) FT__TILES_B(b) FT__TILES_MULTIPLY()
   }
   FT__TILES_EACH(_tile_stored)
 }
 
 /* For at most 16 rows, as one short text has. */
 FT__ATTRIBUTES_TILES static void ft__tile_amx_half(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
-                                                   bool add) {
+                                                   bool add, const float *ahead, int64_t lines) {
   if (add) {
     _tile_loadd(0, c, c_row * 4);
     _tile_loadd(1, c + 16, c_row * 4);
@@ -9997,6 +10004,7 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_half(int64_t k, const float *a, co
     _tile_zero(0);
     _tile_zero(1);
   }
+  (void)ahead, (void)lines;
   for (; k > 0; k -= FT__STEPS, a += 256, b += 512) {
     _tile_loadd(4, a, 64);
     FT__TILES_B(b)
@@ -10009,9 +10017,11 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_half(int64_t k, const float *a, co
 
 /* Six products, the small ones first; from one to the next one operand stays. */
 FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
-                                                bool add) {
+                                                bool add, const float *ahead, int64_t lines) {
+  int64_t i;
   FT__TILES_START()
   for (; k > 0; k -= FT__STEPS, a += 3 * 512, b += 3 * 512) {
+    FT__TILES_AHEAD()
     FT__TILES_A(a)
     FT__TILES_B(b + 2 * 512)
     FT__TILES_MULTIPLY()
@@ -10025,9 +10035,9 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const
   FT__TILES_EACH(_tile_stored)
 }
 
-static const ft__micro ft__micro_amx_1 = {32, 32, 1, 1536, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
-static const ft__micro ft__micro_amx_half = {16, 32, 1, 1536, ft__tile_amx_half, ft__tiles_begin, ft__tiles_end};
-static const ft__micro ft__micro_amx_3 = {32, 32, 3, 768, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_1 = {32, 32, 1, 1536, 896, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_half = {16, 32, 1, 1536, 896, ft__tile_amx_half, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_3 = {32, 32, 3, 512, 896, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
 #endif
 
 /* Which micro-kernel multiplies m rows in this context. All of one type pack B alike. */
@@ -10055,34 +10065,43 @@ static void ft__tile_edge(float *c, const float *edge, int64_t count, bool add) 
   }
 }
 
-/* c [m, n] (+)= a b from packed panels: a panel of A stays in the first-level cache while those of B stream past it.
+/* c [m, n] (+)= a b from packed panels. Where a panel of A meets many of B, the next tile of c and the next panel of A,
+   which lie in the third-level cache or in memory, are asked for meanwhile: every tile asks for a share of that panel.
    Tiles that hang over the edge of c are computed beside it. */
 static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c,
                       int64_t c_row, bool add) {
   float edge[FT__TILE_ROWS * FT__TILE_COLUMNS];
-  int64_t i, j, row, column, line = ft__packed_line(micro, k);
+  int64_t i, j, row, column, line = ft__packed_line(micro, k), steps = ft__pieces(k, FT__STEPS);
+  int64_t panels = ft__pieces(n, micro->columns);
+  int64_t share = panels < 4 ? 0 : ft__pieces(micro->rows * line, panels * steps * FT__LANES);
   if (micro->begin) micro->begin();
-  for (i = 0; i < m; i += micro->rows)
-    for (j = 0; j < n; j += micro->columns) {
-      const float *a_panel = a + i * line, *b_panel = b + j * line;
-      float *tile = c + i * c_row + j;
+  for (i = 0; i < m; i += micro->rows) {
+    const float *a_panel = a + i * line, *ahead = a_panel + micro->rows * line;
+    for (j = 0; j < n; j += micro->columns, ahead += share * steps * FT__LANES) {
+      const float *b_panel = b + j * line;
+      float *tile = c + i * c_row + j,
+            *next = j + micro->columns < n ? tile + micro->columns : c + (i + micro->rows) * c_row;
       int64_t rows = ft__smaller(micro->rows, m - i), columns = ft__smaller(micro->columns, n - j);
+      for (row = 0; share && row < rows && next + row * c_row < c + m * c_row; ++row)
+        for (column = 0; column < micro->columns; column += FT__LANES)
+          __builtin_prefetch(next + row * c_row + column, 1);
       if (rows == micro->rows && columns == micro->columns) {
-        micro->tile(k, a_panel, b_panel, tile, c_row, add);
+        micro->tile(k, a_panel, b_panel, tile, c_row, add, ahead, share);
         continue;
       }
-      micro->tile(k, a_panel, b_panel, edge, micro->columns, false);
+      micro->tile(k, a_panel, b_panel, edge, micro->columns, false, ahead, share);
       for (row = 0; row < rows; ++row)
         for (column = 0; column < columns; column += 4)
           ft__tile_edge(tile + row * c_row + column, edge + row * micro->columns + column, columns - column, add);
     }
+  }
   if (micro->end) micro->end();
 }
 
 /* How a product is cut. All threads share one packed block of A, as many rows as fit, FT__PACK_LINES packed at a time.
    Each packs its own groups of columns of B, which stay in its second-level cache while the rows of A stream past them;
    what FT__GROUP_ROWS of these give is finished at once. */
-enum { FT__GROUP_ROWS = 112, FT__GROUP_COLUMNS = 192, FT__PACK_LINES = 126 };
+enum { FT__GROUP_ROWS = 112, FT__PACK_LINES = 126 };
 
 typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
@@ -10176,7 +10195,8 @@ static float *ft__product_kept(ft_context *context, const ft_matmul_call *call, 
 /* Columns and rows are cut so that each thread gets as many pieces as the others. */
 static void ft__product_cut(ft__product *job, int threads) {
   int64_t rows = job->micro->rows, columns = job->micro->columns;
-  int64_t groups = ft__pieces(ft__pieces(job->call->n, FT__GROUP_COLUMNS), threads) * threads, row_groups;
+  int64_t kept = job->micro->kept * 1024 / ((int64_t)sizeof(float) * columns * job->line) * columns, row_groups;
+  int64_t groups = ft__pieces(ft__pieces(job->call->n, kept), threads) * threads;
   job->group_columns = ft__pieces(ft__pieces(job->call->n, groups), columns) * columns;
   job->column_groups = ft__pieces(job->call->n, job->group_columns);
   row_groups = job->kept && !job->is_packed ? 1 : ft__pieces(threads, job->column_groups);
@@ -10196,8 +10216,7 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
   line = ft__packed_line(job.micro, k_block);
   job.a = (float *)ft__scratch(context, 0);
-  m_block =
-      (int64_t)(FT__SCRATCH_BYTES / sizeof(float)) * context->threads / line - context->threads * FT__GROUP_COLUMNS;
+  m_block = context->threads * (FT__SCRATCH_BYTES - job.micro->kept * 1024) / (line * (int64_t)sizeof(float));
   m_block = m_block / job.micro->rows * job.micro->rows;
   job.b = job.a + m_block * line;
   for (job.m0 = 0; job.m0 < call->m; job.m0 += m_block) {
