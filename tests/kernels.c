@@ -111,6 +111,7 @@ static void test_matmul(void) {
     for (variant = 0; variant < 4; ++variant)
       test_matmul_shape(large[i][0], large[i][1], large[i][2], variant | (int)random_below(16) * 4);
   test_matmul_shape(3, 4, 0, 8);
+  test_matmul_shape(3300, 40, 1500, 8); /* several blocks of rows and of k, in the matrix unit */
 }
 
 /* NaN in an operand must reach every sum that it is part of, also through rounding to bfloat16. By bits. */
