@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""One measurement of a peer: PyTorch's training or scoring steps, ONNX Runtime's scoring. Prints one JSON line with the
-keys of `ft bench`; tools/bench/run.py calls this and `ft bench` in turns.
+"""One measurement of a peer: PyTorch's training or scoring steps, ONNX Runtime's scoring, the tokenizers package's
+encoding. Prints one JSON line with the keys of `ft bench`; tools/bench/run.py calls this and `ft bench` in turns.
 
 The work is that of a course notebook: Hugging Face tokenizer and model, batches padded to their longest text (--pad
 dynamic) or all to --max-length (--pad max), dropout as configured, cross-entropy, clipping at 1.0, AdamW with weight decay
-0.01, a linear schedule. Rows are taken in file order, tokenizing and padding are not timed, the first two steps are not
-counted.
+0.01, a linear schedule. Rows are taken in file order, tokenizing is timed in mode tokenize alone (one thread, whole texts),
+the first two steps are not counted.
 """
 import argparse
 import csv
@@ -27,7 +27,7 @@ def parse_arguments():
     add("--tokenizer", required=True)
     add("--csv", required=True)
     add("--text", default=None, help="column (text, review, sentence or content)")
-    add("--mode", choices=("train", "lora", "predict", "onnx"), default="train")
+    add("--mode", choices=("train", "lora", "predict", "onnx", "tokenize"), default="train")
     add("--batch-size", type=int, default=16)
     add("--steps", type=int, default=12)
     add("--max-length", type=int, default=256)
@@ -38,13 +38,41 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def read_batches(args):
-    import transformers
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer)
+def read_texts(args):
     with open(args.csv, encoding="utf-8", newline="") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(args.batch_size * args.steps))]
     column = args.text or next(name for name in ("text", "review", "sentence", "content") if name in rows[0])
-    encoded = tokenizer([row[column] for row in rows], truncation=True, max_length=args.max_length)["input_ids"]
+    return [row[column] for row in rows]
+
+
+def print_result(args, peer, seconds, texts, tokens):
+    """seconds of each step; texts and tokens of the steps that count"""
+    seconds = seconds[WARMUP:]
+    print(json.dumps(dict(
+        peer=peer, mode=args.mode, dtype=args.dtype, pad=args.pad, batch_size=args.batch_size, threads=args.threads,
+        ex_per_s=round(texts / sum(seconds), 3), real_tok_per_s=round(tokens / sum(seconds), 1),
+        ms_per_step=round(1e3 * sorted(seconds)[len(seconds) // 2], 2),
+        peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)))
+
+
+def run_tokenizer(args):
+    import tokenizers
+    tokenizer = tokenizers.Tokenizer.from_file(os.path.join(args.tokenizer, "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    texts, seconds, tokens = read_texts(args), [], 0
+    for first in range(0, len(texts), args.batch_size):
+        start = time.perf_counter()
+        encodings = tokenizer.encode_batch_fast(texts[first:first + args.batch_size])
+        seconds.append(time.perf_counter() - start)
+        tokens += sum(len(encoding.ids) for encoding in encodings) if len(seconds) > WARMUP else 0
+    print_result(args, "tokenizers " + tokenizers.__version__, seconds, len(texts) - WARMUP * args.batch_size, tokens)
+
+
+def read_batches(args):
+    import transformers
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer)
+    encoded = tokenizer(read_texts(args), truncation=True, max_length=args.max_length)["input_ids"]
     if args.sort:
         encoded.sort(key=len, reverse=True)
     chunks = [encoded[i:i + args.batch_size] for i in range(0, len(encoded), args.batch_size)]
@@ -119,19 +147,17 @@ def time_onnx(args, model, batches):
 
 def main():
     args = parse_arguments()
+    if args.mode == "tokenize":
+        return run_tokenizer(args)
     import torch
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     batches = read_batches(args)
     timer = dict(train=time_training, lora=time_training, predict=time_scoring, onnx=time_onnx)[args.mode]
-    seconds = list(timer(args, make_model(args), batches))[WARMUP:]
-    texts = sum(len(batch["input_ids"]) for batch in batches[WARMUP:])
-    real = sum(int(batch["attention_mask"].sum()) for batch in batches[WARMUP:])
-    print(json.dumps(dict(
-        peer="onnxruntime" if args.mode == "onnx" else "torch " + torch.__version__, mode=args.mode, dtype=args.dtype,
-        pad=args.pad, batch_size=args.batch_size, threads=args.threads, ex_per_s=round(texts / sum(seconds), 3),
-        real_tok_per_s=round(real / sum(seconds), 1), ms_per_step=round(1e3 * sorted(seconds)[len(seconds) // 2], 2),
-        peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)))
+    seconds = list(timer(args, make_model(args), batches))
+    print_result(args, "onnxruntime" if args.mode == "onnx" else "torch " + torch.__version__, seconds,
+                 sum(len(batch["input_ids"]) for batch in batches[WARMUP:]),
+                 sum(int(batch["attention_mask"].sum()) for batch in batches[WARMUP:]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""finetune.h beside PyTorch and ONNX Runtime: builds `ft`, sets up the peers in a virtual environment, runs the programs
-in turns for several rounds, and prints the ratios with their spread as a Markdown table. Nothing else may run meanwhile.
+"""finetune.h beside PyTorch, ONNX Runtime and the tokenizers package: builds `ft`, sets up the peers in a virtual
+environment, runs the programs in turns for several rounds, and prints the ratios with their spread as a Markdown table.
+Nothing else may run meanwhile.
 
     python3 tools/bench/run.py --short sentences.csv --long reviews.csv --tokenizer bert-base-uncased [--minilm DIR]
 
@@ -55,6 +56,8 @@ WORK = [
      ONE, SCORE, ["--mode", "onnx"], 1),
     ("one sentence, DistilBERT, bfloat16, against our float32", "distilbert", "short",
      ONE + SCORE, ["--dtype", "bf16"], ["ft"], 1.67),
+    ("tokenizing reviews, one thread, against tokenizers", "distilbert", "long", ["--mode", "tokenize", "--steps", "120"],
+     [], [], 20),
 ]
 
 
@@ -112,7 +115,8 @@ def print_row(name, asked, ours, peers):
     our, peer = (statistics.median(run["ex_per_s"] for run in runs) for runs in (ours, peers))
     ratio = operator.truediv(*(statistics.median(run["real_tok_per_s"] for run in runs) for runs in (ours, peers)))
     memory = "{} / {}".format(*(max(run["peak_rss_mib"] for run in runs) for runs in (ours, peers)))
-    print(f"| {name} | {our:.4g} | {peer:.4g} | {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {asked} "
+    our, peer = (f"{speed:.4g}" if speed < 1000 else f"{speed:.0f}" for speed in (our, peer))
+    print(f"| {name} | {our} | {peer} | {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {asked} "
           f"| {memory} |", flush=True)
 
 

@@ -1,8 +1,8 @@
-/* bench.h - ft bench: how fast training steps or scoring are on this machine, as one JSON line.
+/* bench.h - ft bench: how fast training steps, scoring or tokenizing are on this machine, as one JSON line.
 
    The work of a training step is forward with dropout, cross-entropy, backward, clipping at 1.0, AdamW with weight
    decay 0.01, a linear schedule; in mode lora only an adapter of rank 8 and the head train. Rows are taken in file
-   order; tokenizing is not timed; the first two steps are not counted. */
+   order; tokenizing is timed in mode tokenize alone, on one thread, whole texts; the first two steps are not counted. */
 #ifndef FT_BENCH_H
 #define FT_BENCH_H
 
@@ -215,8 +215,44 @@ static int bench_compare(const void *a, const void *b) {
   return x < y ? -1 : x > y;
 }
 
-static bool bench_run(bench_state *s) {
+/* The line of results. */
+static void bench_print(const bench_state *s, double *seconds, double tokens, double operations, long peak) {
   long long step, counted = s->steps - BENCH_WARMUP;
+  double total = 0;
+  for (step = BENCH_WARMUP; step < s->steps; ++step) total += seconds[step];
+  qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
+  printf("{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"dtype\":\"%s\",",
+         s->mode, s->batch_size, counted, ft_context_threads(s->context), ft_cpu_instruction_set(),
+         ft_context_compute_dtype(s->context) == FT_BF16 ? "bf16" : "fp32");
+  printf("\"ex_per_s\":%.3f,\"real_tok_per_s\":%.1f,\"ms_per_step\":%.2f,\"gflops\":%.1f,\"peak_rss_mib\":%ld}\n",
+         (double)(counted * s->batch_size) / total, tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2],
+         operations / total * 1e-9, peak);
+}
+
+static bool bench_tokenize(bench_state *s) {
+  double *seconds = (double *)malloc((size_t)s->steps * sizeof *seconds), tokens = 0;
+  long long step;
+  int64_t i;
+  ft_encoding encoding;
+  bool ok = seconds != NULL;
+  memset(&encoding, 0, sizeof encoding);
+  for (step = 0; ok && step < s->steps; ++step) {
+    double start = ft_seconds();
+    for (i = 0; ok && i < s->batch_size; ++i) {
+      const ft_cell *text = &s->dataset->texts[(step * s->batch_size + i) % s->dataset->rows];
+      ok = ft_tokenizer_encode(s->context, s->tokenizer, text->text, text->length, NULL, 0, NULL, &encoding) == FT_OK;
+      if (step >= BENCH_WARMUP) tokens += (double)encoding.count;
+    }
+    seconds[step] = ft_seconds() - start;
+  }
+  if (ok) bench_print(s, seconds, tokens, 0, bench_peak_mib());
+  ft_encoding_free(&encoding);
+  free(seconds);
+  return ok;
+}
+
+static bool bench_run(bench_state *s) {
+  long long step;
   int64_t *rows = (int64_t *)malloc((size_t)s->batch_size * sizeof *rows), i;
   int32_t *labels = (int32_t *)malloc((size_t)s->batch_size * sizeof *labels);
   double *seconds = (double *)malloc((size_t)s->steps * sizeof *seconds), total = 0, tokens = 0, operations;
@@ -237,18 +273,8 @@ static bool bench_run(bench_state *s) {
   }
   peak = bench_peak_mib();
   ok = ok && bench_operations(s, rows, &operations);
-  if (ok) {
-    qsort(seconds + BENCH_WARMUP, (size_t)counted, sizeof *seconds, bench_compare);
-    printf(
-        "{\"mode\":\"%s\",\"batch_size\":%lld,\"steps\":%lld,\"threads\":%d,\"kernels\":\"%s\",\"dtype\":\"%s\",\"ex_"
-        "per_s\":%.3f,"
-        "\"real_tok_per_s\":%.1f,"
-        "\"ms_per_step\":%.2f,\"gflops\":%.1f,\"peak_rss_mib\":%ld}\n",
-        s->mode, s->batch_size, counted, ft_context_threads(s->context), ft_cpu_instruction_set(),
-        ft_context_compute_dtype(s->context) == FT_BF16 ? "bf16" : "fp32", (double)(counted * s->batch_size) / total,
-        tokens / total, 1e3 * seconds[BENCH_WARMUP + counted / 2], operations / total * 1e-9, peak);
-    if (s->profile) bench_print_profile(s, total);
-  }
+  if (ok) bench_print(s, seconds, tokens, operations, peak);
+  if (ok && s->profile) bench_print_profile(s, total);
   free(rows);
   free(labels);
   free(seconds);
@@ -285,10 +311,11 @@ static bool bench_load(bench_state *s, const char *config, const char *tokenizer
   data.text_column = text;
   data.unlabelled = true;
   data.limit = s->batch_size * s->steps;
-  s->model = ft_model_load(s->context, options.from_config ? config : directory, &options);
-  s->tokenizer = s->model ? ft_tokenizer_load(s->context, tokenizer ? tokenizer : directory) : NULL;
+  s->tokenizer = ft_tokenizer_load(s->context, tokenizer ? tokenizer : directory);
   s->dataset = s->tokenizer ? ft_dataset_read(s->context, csv, &data) : NULL;
-  s->encoded = s->dataset ? ft_dataset_encode(s->context, s->dataset, s->tokenizer, (int)s->max_length) : NULL;
+  if (strcmp(s->mode, "tokenize") == 0) return s->dataset != NULL;
+  s->model = s->dataset ? ft_model_load(s->context, options.from_config ? config : directory, &options) : NULL;
+  s->encoded = s->model ? ft_dataset_encode(s->context, s->dataset, s->tokenizer, (int)s->max_length) : NULL;
   if (s->encoded && strcmp(s->mode, "lora") == 0) {
     ft_model_train_all(s->model, false);
     if (!(s->adapter = ft_adapter_create(s->context, s->model, NULL))) return false;
@@ -307,7 +334,7 @@ static int command_bench(int argc, char **argv) {
       {"--tokenizer", ARGUMENT_TEXT, &tokenizer, "directory of the tokenizer (the config's)"},
       {"--csv", ARGUMENT_TEXT, &csv, "texts, in file order"},
       {"--text", ARGUMENT_TEXT, &text, "column of texts (text, review, sentence or content)"},
-      {"--mode", ARGUMENT_TEXT, &s.mode, "train, lora or predict (train)"},
+      {"--mode", ARGUMENT_TEXT, &s.mode, "train, lora, predict or tokenize (train)"},
       {"--batch-size", ARGUMENT_INTEGER, &s.batch_size, "(16)"},
       {"--steps", ARGUMENT_INTEGER, &s.steps, "steps, the first two not counted (12)"},
       {"--max-length", ARGUMENT_INTEGER, &s.max_length, "(256)"},
@@ -316,19 +343,20 @@ static int command_bench(int argc, char **argv) {
       {"--profile", ARGUMENT_FLAG, &s.profile, "what each operation takes, on stderr"},
       {"--threads", ARGUMENT_INTEGER, &threads, "(one per processor)"}};
   arguments_positional positional;
-  bool ok;
+  bool ok, tokenize;
   memset(&s, 0, sizeof s);
   s.batch_size = 16, s.steps = 12, s.max_length = 256, s.mode = "train";
   if (!arguments_parse(argc, argv, usage, table, ARGUMENTS_COUNT(table), &positional)) return EXIT_USAGE;
+  tokenize = strcmp(s.mode, "tokenize") == 0;
+  s.training = strcmp(s.mode, "train") == 0 || strcmp(s.mode, "lora") == 0;
   if (positional.count || !config || !csv || s.batch_size < 1 || s.steps <= BENCH_WARMUP ||
-      (strcmp(s.mode, "train") != 0 && strcmp(s.mode, "lora") != 0 && strcmp(s.mode, "predict") != 0)) {
-    fprintf(stderr, "usage: %s; --steps above %d, --mode train, lora or predict\n", usage, BENCH_WARMUP);
+      (!s.training && !tokenize && strcmp(s.mode, "predict") != 0)) {
+    fprintf(stderr, "usage: %s; --steps above %d, --mode train, lora, predict or tokenize\n", usage, BENCH_WARMUP);
     return EXIT_USAGE;
   }
-  s.training = strcmp(s.mode, "predict") != 0;
   if (!(s.context = common_context((int)threads, true, dtype))) return EXIT_FAILED;
   ok = (!s.profile || ft_profile_begin(s.context) == FT_OK) && bench_load(&s, config, tokenizer, csv, text) &&
-       bench_run(&s);
+       (tokenize ? bench_tokenize(&s) : bench_run(&s));
   if (!ok) common_failed(s.context);
   ft_batch_free(&s.batch);
   ft_optimizer_free(s.optimizer);

@@ -42,6 +42,9 @@ static void plan_print(const ft_plan *plain, const ft_plan *checkpointed) {
   plan_row("peak", "MiB", mib * (double)plain->total, mib * (double)checkpointed->total);
   plan_row("forward", "GFLOP", giga * plain->forward_operations, giga * checkpointed->forward_operations);
   plan_row("backward", "GFLOP", giga * plain->backward_operations, giga * checkpointed->backward_operations);
+  printf(
+      "beside it: the best epoch's parameters, %.1f MiB; %.0f MiB a thread for kernels; the texts and their tokens\n",
+      mib * (double)plain->gradients, mib * (double)FT__SCRATCH_BYTES);
 }
 
 static int command_plan(int argc, char **argv) {
