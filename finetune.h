@@ -9877,7 +9877,7 @@ FT__INLINE void ft__pack_block(float *packed, int width, bool is_a, int pieces, 
     for (p = 0; p < half; ++p) {
       const float *low = p < steps ? x + p * step : zeros, *high = p + half < steps ? x + (p + half) * step : zeros;
       for (i = 0; i < width; i += FT__LANES) {
-        __builtin_prefetch(low + i + width), __builtin_prefetch(high + i + width);
+        __builtin_prefetch(low + i + FT__STEPS * step), __builtin_prefetch(high + i + FT__STEPS * step);
         ft__pack_words(packed + p * width + i, size, pieces, low + i, high + i);
       }
     }
@@ -10037,7 +10037,7 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const
 
 static const ft__micro ft__micro_amx_1 = {32, 32, 1, 1536, 896, ft__tile_amx_1, ft__tiles_begin, ft__tiles_end};
 static const ft__micro ft__micro_amx_half = {16, 32, 1, 1536, 896, ft__tile_amx_half, ft__tiles_begin, ft__tiles_end};
-static const ft__micro ft__micro_amx_3 = {32, 32, 3, 512, 896, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
+static const ft__micro ft__micro_amx_3 = {32, 32, 3, 512, 640, ft__tile_amx_3, ft__tiles_begin, ft__tiles_end};
 #endif
 
 /* Which micro-kernel multiplies m rows in this context. All of one type pack B alike. */
@@ -10098,10 +10098,10 @@ static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, c
   if (micro->end) micro->end();
 }
 
-/* How a product is cut. All threads share one packed block of A, as many rows as fit, FT__PACK_LINES packed at a time.
+/* How a product is cut. All threads share one packed block of A, as many rows as fit, FT__PACK_ROWS packed at a time.
    Each packs its own groups of columns of B, which stay in its second-level cache while the rows of A stream past them;
    what FT__GROUP_ROWS of these give is finished at once. */
-enum { FT__GROUP_ROWS = 112, FT__PACK_LINES = 126 };
+enum { FT__GROUP_ROWS = 112, FT__PACK_ROWS = 256 };
 
 typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
@@ -10112,10 +10112,8 @@ typedef struct ft__product { /* one block of a product */
   bool is_packed;       /* kept holds them already */
   int64_t m0, m, k0, k; /* where the block starts, and its size */
   int64_t line;         /* ft__packed_line of k */
-  int64_t group_rows, group_columns, column_groups;
+  int64_t pack_rows, group_rows, group_columns, column_groups;
 } ft__product;
-
-static int64_t ft__pack_lines(int width) { return ft__pieces(FT__PACK_LINES, width) * width; }
 
 /* Panels of an operand as the micro-kernel wants them, of `lines` lines from x[i * line_stride + p * step], p < count. */
 FT__INLINE void ft__pack_operand(const ft__micro *micro, bool is_a, float *packed, const float *x, int64_t line_stride,
@@ -10137,9 +10135,9 @@ FT__INLINE void ft__product_pack(const ft__product *job, bool is_a, int64_t firs
 
 FT__INLINE void ft__product_rows(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
-  int64_t lines = ft__pack_lines(job->micro->rows), first = piece * lines;
+  int64_t first = piece * job->pack_rows;
   (void)thread;
-  ft__product_pack(job, true, job->m0 + first, ft__smaller(lines, job->m - first), job->a + first * job->line);
+  ft__product_pack(job, true, job->m0 + first, ft__smaller(job->pack_rows, job->m - first), job->a + first * job->line);
 }
 FT__TASKS(ft__product_rows)
 
@@ -10192,12 +10190,18 @@ static float *ft__product_kept(ft_context *context, const ft_matmul_call *call, 
   return call->packed ? (float *)*call->packed : NULL;
 }
 
-/* Columns and rows are cut so that each thread gets as many pieces as the others. */
+/* How large pieces of `count` are: whole panels, at most `most` (itself whole panels), as many pieces for each thread. */
+static int64_t ft__product_share(int64_t count, int64_t most, int threads, int64_t panel) {
+  int64_t pieces = ft__pieces(ft__pieces(count, most), threads) * threads;
+  return ft__pieces(ft__pieces(count, pieces), panel) * panel;
+}
+
 static void ft__product_cut(ft__product *job, int threads) {
-  int64_t rows = job->micro->rows, columns = job->micro->columns;
-  int64_t kept = job->micro->kept * 1024 / ((int64_t)sizeof(float) * columns * job->line) * columns, row_groups;
-  int64_t groups = ft__pieces(ft__pieces(job->call->n, kept), threads) * threads;
-  job->group_columns = ft__pieces(ft__pieces(job->call->n, groups), columns) * columns;
+  int64_t rows = job->micro->rows, columns = job->micro->columns, row_groups;
+  int64_t panel_bytes = (int64_t)sizeof(float) * columns * job->line;
+  job->pack_rows = ft__product_share(job->m, FT__PACK_ROWS / rows * rows, threads, rows);
+  job->group_columns =
+      ft__product_share(job->call->n, job->micro->kept * 1024 / panel_bytes * columns, threads, columns);
   job->column_groups = ft__pieces(job->call->n, job->group_columns);
   row_groups = job->kept && !job->is_packed ? 1 : ft__pieces(threads, job->column_groups);
   job->group_rows = ft__pieces(ft__pieces(job->m, row_groups), rows) * rows;
@@ -10226,7 +10230,7 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
       job.line = ft__packed_line(job.micro, job.k);
       if (kept) job.kept = kept + all_columns * ft__packed_line(job.micro, job.k0);
       ft__product_cut(&job, context->threads);
-      ft__parallel_for(context, ft__pieces(job.m, ft__pack_lines(job.micro->rows)), ft__product_rows_tasks[set], &job);
+      ft__parallel_for(context, ft__pieces(job.m, job.pack_rows), ft__product_rows_tasks[set], &job);
       ft__parallel_for(context, job.column_groups * ft__pieces(job.m, job.group_rows), ft__product_columns_tasks[set],
                        &job);
     }
