@@ -10065,31 +10065,37 @@ static void ft__tile_edge(float *c, const float *edge, int64_t count, bool add) 
   }
 }
 
-/* c [m, n] (+)= a b from packed panels. Where a panel of A meets many of B, the next tile of c and the next panel of A,
-   which lie in the third-level cache or in memory, are asked for meanwhile: every tile asks for a share of that panel.
+/* Asks for a tile of c, which may lie in memory, before it is written. */
+static void ft__tile_prefetch(const float *c, int64_t c_row, int64_t rows, int64_t columns) {
+  int64_t row, column;
+  for (row = 0; row < rows; ++row)
+    for (column = 0; column < columns; column += FT__LANES) __builtin_prefetch(c + row * c_row + column, 1);
+}
+
+/* c [m, n] (+)= a b from packed panels. Where a panel of A meets many of B, as in a product of large matrices, the next
+   tile of c and the next panel of A are far away and are asked for meanwhile; each tile asks for a part of that panel.
    Tiles that hang over the edge of c are computed beside it. */
 static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c,
                       int64_t c_row, bool add) {
   float edge[FT__TILE_ROWS * FT__TILE_COLUMNS];
   int64_t i, j, row, column, line = ft__packed_line(micro, k), steps = ft__pieces(k, FT__STEPS);
-  int64_t panels = ft__pieces(n, micro->columns);
-  int64_t share = panels < 4 ? 0 : ft__pieces(micro->rows * line, panels * steps * FT__LANES);
+  int64_t panels = ft__pieces(n, micro->columns); /* of B */
+  int64_t lines = panels < 4 ? 0 : ft__pieces(micro->rows * line, panels * steps * FT__LANES);
   if (micro->begin) micro->begin();
   for (i = 0; i < m; i += micro->rows) {
+    int64_t rows = ft__smaller(micro->rows, m - i), next_rows = ft__smaller(micro->rows, m - i - rows);
     const float *a_panel = a + i * line, *ahead = a_panel + micro->rows * line;
-    for (j = 0; j < n; j += micro->columns, ahead += share * steps * FT__LANES) {
+    for (j = 0; j < n; j += micro->columns, ahead += lines * steps * FT__LANES) {
       const float *b_panel = b + j * line;
-      float *tile = c + i * c_row + j,
-            *next = j + micro->columns < n ? tile + micro->columns : c + (i + micro->rows) * c_row;
-      int64_t rows = ft__smaller(micro->rows, m - i), columns = ft__smaller(micro->columns, n - j);
-      for (row = 0; share && row < rows && next + row * c_row < c + m * c_row; ++row)
-        for (column = 0; column < micro->columns; column += FT__LANES)
-          __builtin_prefetch(next + row * c_row + column, 1);
+      float *tile = c + i * c_row + j;
+      int64_t columns = ft__smaller(micro->columns, n - j);
+      if (lines && j + columns < n) ft__tile_prefetch(tile + columns, c_row, rows, micro->columns);
+      if (lines && j + columns == n) ft__tile_prefetch(c + (i + rows) * c_row, c_row, next_rows, micro->columns);
       if (rows == micro->rows && columns == micro->columns) {
-        micro->tile(k, a_panel, b_panel, tile, c_row, add, ahead, share);
+        micro->tile(k, a_panel, b_panel, tile, c_row, add, ahead, lines);
         continue;
       }
-      micro->tile(k, a_panel, b_panel, edge, micro->columns, false, ahead, share);
+      micro->tile(k, a_panel, b_panel, edge, micro->columns, false, ahead, lines);
       for (row = 0; row < rows; ++row)
         for (column = 0; column < columns; column += 4)
           ft__tile_edge(tile + row * c_row + column, edge + row * micro->columns + column, columns - column, add);
