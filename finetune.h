@@ -9679,14 +9679,35 @@ static void ft__matmul_plain(ft_context *context, const ft_matmul_call *call) {
    Packing makes every stride and every transposition the same, and reads memory in order. However the work is cut, each
    element of C is summed in the order of k, so the result does not depend on the number of threads. */
 
+/* What a kernel prepares beside its products, since memory is far. It asks for the next tile of C and for the next panel
+   of A. In the matrix unit, whose work leaves the vectors idle, it may pack that panel instead. `each` is how much it
+   does at a time, the number before it how much is left. */
+typedef struct ft__next {
+  const float *c; /* rows to ask for */
+  int64_t c_columns, c_rows, c_rows_each;
+  const float *packed_a; /* cache lines of a packed panel to ask for */
+  int64_t lines, lines_each;
+  const float *a; /* or a panel to pack, whose lines are a_row apart: 32 steps of a line become a vector of words */
+  int64_t a_row, words, words_each;
+  float *packed;
+  int64_t blocks, block, block_size; /* of 32 steps: how many the panel has, the next one, how many floats one takes */
+} ft__next;
+
+FT__INLINE void ft__next_fetch(ft__next *next, int64_t c_row) {
+  int64_t i, j;
+  for (i = 0; i < next->c_rows_each && next->c_rows; ++i, --next->c_rows, next->c += c_row)
+    for (j = 0; j < next->c_columns; j += FT__LANES) __builtin_prefetch(next->c + j, 1);
+  for (i = 0; i < next->lines_each && next->lines; ++i, --next->lines, next->packed_a += FT__LANES)
+    __builtin_prefetch(next->packed_a, 0, 2);
+}
+
 typedef struct ft__micro { /* the micro-kernel of one instruction set */
   int rows, columns;
   int pieces;  /* of bfloat16 that a number is packed as (see below); 0: it is packed as it is */
   int k_block; /* how much of k is packed at a time */
   int kept;    /* how many KiB of packed B stay in the second-level cache while rows of A stream past them */
-  /* c (+)= a b; the matrix unit's kernels meanwhile ask for cache lines from `ahead` on, `lines` for each 32 of k */
-  void (*tile)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add, const float *ahead,
-               int64_t lines);
+  /* c (+)= a b; next may be NULL */
+  void (*tile)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add, ft__next *next);
   void (*begin)(void), (*end)(void); /* around tiles, or NULL */
 } ft__micro;
 
@@ -9713,13 +9734,13 @@ enum { FT__TILE_ROWS = 32, FT__TILE_COLUMNS = 32 }; /* the largest of all sets *
   }
 #define FT__TILE(name, attributes, vector_bytes, rows)                                                      \
   attributes static void name(int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add, \
-                              const float *ahead, int64_t lines) {                                          \
+                              ft__next *next) {                                                             \
     typedef float V __attribute__((vector_size(vector_bytes)));                                             \
     typedef float V_memory __attribute__((vector_size(vector_bytes), aligned(4), may_alias));               \
     enum { lanes = vector_bytes / 4 };                                                                      \
     const V zero = {0};                                                                                     \
     int64_t p;                                                                                              \
-    (void)ahead, (void)lines;                                                                               \
+    if (next) ft__next_fetch(next, c_row);                                                                  \
     FT__REPEAT_##rows(FT__TILE_START) for (p = 0; p < k; ++p, a += rows, b += 2 * lanes) {                  \
       V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + lanes);                                     \
       FT__REPEAT_##rows(FT__TILE_STEP)                                                                      \
@@ -9829,27 +9850,38 @@ FT__INLINE void ft__vector_round_bfloat16(const ft__vector *x, ft__word_lanes *r
   *rounded = (bits + ((bits >> 16 & 1u) + 0x7FFFu)) & 0xFFFF0000u;
 }
 
-/* Word i of piece q, at packed[q * size + i], holds piece q of low[i] and of high[i], i < 16. After two pieces, what is
-   left has at most 8 bits: it is the third as it is. A NaN becomes NaN in one piece, and in the last of three. */
-FT__INLINE void ft__pack_words(float *packed, int64_t size, int pieces, const float *low, const float *high) {
-  ft__vector x = *(const ft__vector_memory *)low, y = *(const ft__vector_memory *)high;
+/* Word i of one piece holds bfloat16(low[i]) and bfloat16(high[i]), i < 16. */
+FT__INLINE void ft__pack_one(float *packed, const float *low, const float *high) {
+  ft__vector x = *(const ft__vector_memory *)low, y = *(const ft__vector_memory *)high, x_rounded, y_rounded;
   ft__word_lanes x_piece, y_piece;
   ft__vector_round_bfloat16(&x, &x_piece);
   ft__vector_round_bfloat16(&y, &y_piece);
-  if (pieces == 1) {
-    ft__vector x_rounded = (ft__vector)x_piece, y_rounded = (ft__vector)y_piece;
-    ft__keep_nan(&x_rounded, &x), ft__keep_nan(&y_rounded, &y);
-    *(ft__vector_memory *)packed =
-        (ft__vector)((ft__word_lanes)x_rounded >> 16 | ((ft__word_lanes)y_rounded & 0xFFFF0000u));
-    return;
+  x_rounded = (ft__vector)x_piece, y_rounded = (ft__vector)y_piece;
+  ft__keep_nan(&x_rounded, &x), ft__keep_nan(&y_rounded, &y);
+  *(ft__vector_memory *)packed =
+      (ft__vector)((ft__word_lanes)x_rounded >> 16 | ((ft__word_lanes)y_rounded & 0xFFFF0000u));
+}
+
+/* Word i of piece q, at packed[q * size + i], holds piece q of low[i] and of high[i], i < 16. A number midway between
+   two may be rounded to either, since the next piece holds the difference; after two pieces, what is left has at most 8
+   bits: it is the third as it is. A NaN becomes NaN in the last piece. */
+FT__INLINE void ft__pack_three(float *packed, int64_t size, const float *low, const float *high) {
+  ft__vector x = *(const ft__vector_memory *)low, y = *(const ft__vector_memory *)high;
+  ft__word_lanes x_piece, y_piece;
+  int q;
+  for (q = 0; q < 2; ++q, packed += size) {
+    x_piece = ((ft__word_lanes)x + 0x8000u) & 0xFFFF0000u, y_piece = ((ft__word_lanes)y + 0x8000u) & 0xFFFF0000u;
+    *(ft__vector_memory *)packed = (ft__vector)(x_piece >> 16 | y_piece);
+    x = x - (ft__vector)x_piece, y = y - (ft__vector)y_piece;
   }
-  *(ft__vector_memory *)packed = (ft__vector)(x_piece >> 16 | y_piece);
-  x = x - (ft__vector)x_piece, y = y - (ft__vector)y_piece;
-  ft__vector_round_bfloat16(&x, &x_piece);
-  ft__vector_round_bfloat16(&y, &y_piece);
-  *(ft__vector_memory *)(packed + size) = (ft__vector)(x_piece >> 16 | y_piece);
-  x = x - (ft__vector)x_piece, y = y - (ft__vector)y_piece;
-  *(ft__vector_memory *)(packed + 2 * size) = (ft__vector)((ft__word_lanes)x >> 16 | ((ft__word_lanes)y & 0xFFFF0000u));
+  *(ft__vector_memory *)packed = (ft__vector)((ft__word_lanes)x >> 16 | ((ft__word_lanes)y & 0xFFFF0000u));
+}
+
+FT__INLINE void ft__pack_words(float *packed, int64_t size, int pieces, const float *low, const float *high) {
+  if (pieces == 1)
+    ft__pack_one(packed, low, high);
+  else
+    ft__pack_three(packed, size, low, high);
 }
 
 /* One block of `lines` lines and `steps` steps from x[i * line_stride + p * step]. Words run along the steps in A's
@@ -9914,13 +9946,13 @@ static bool ft__pairs_available(void) {
     sum##i##_1 = (V)_mm512_dpbf16_ps((__m512)sum##i##_1, a_i, (__m512bh)b1); \
   }
 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16"))) static void ft__tile_pairs(
-    int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add, const float *ahead, int64_t lines) {
+    int64_t k, const float *a, const float *b, float *c, int64_t c_row, bool add, ft__next *next) {
   typedef float V __attribute__((vector_size(64)));
   typedef float V_memory __attribute__((vector_size(64), aligned(4), may_alias));
   enum { lanes = 16 };
   const V zero = {0};
   int word;
-  (void)ahead, (void)lines;
+  if (next) ft__next_fetch(next, c_row);
   FT__REPEAT_12(FT__TILE_START) for (; k > 0; k -= FT__STEPS, a += 12 * FT__STEPS / 2) {
     for (word = 0; word < FT__STEPS / 2; ++word, b += 2 * lanes) {
       V b0 = *(const V_memory *)b, b1 = *(const V_memory *)(b + lanes);
@@ -9935,7 +9967,12 @@ static const ft__micro ft__micro_pairs = {12, 32, 1, 512, 384, ft__tile_pairs, N
 
 #if defined(FT__PAIRS) && defined(__linux__)
 #define FT__TILES 1
-#define FT__ATTRIBUTES_TILES __attribute__((target("amx-tile,amx-bf16")))
+#ifdef __clang__
+#define FT__ATTRIBUTES_TILES \
+  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,amx-tile,amx-bf16"), min_vector_width(512)))
+#else
+#define FT__ATTRIBUTES_TILES __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,amx-tile,amx-bf16")))
+#endif
 
 /* Linux lends the tiles' 8 KiB of registers to a process that asks: arch_prctl(ARCH_REQ_XCOMP_PERM, 18). */
 static bool ft__tiles_request(void) {
@@ -9944,6 +9981,19 @@ static bool ft__tiles_request(void) {
   if (!ft__pairs_available() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (~d & (1u << 22 | 1u << 24))) return false;
   __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
   return result == 0;
+}
+
+/* All blocks of a line, then those of the next line: memory in order. */
+FT__INLINE void ft__next_pack(ft__next *next, int pieces) {
+  int64_t i;
+  for (i = 0; i < next->words_each && next->words; ++i, --next->words) {
+    __builtin_prefetch(next->a + next->a_row), __builtin_prefetch(next->a + next->a_row + FT__STEPS / 2);
+    ft__pack_words(next->packed, next->block_size / pieces, pieces, next->a, next->a + FT__STEPS / 2);
+    next->a += FT__STEPS, next->packed += next->block_size;
+    if (++next->block < next->blocks) continue;
+    next->a += next->a_row - next->blocks * FT__STEPS, next->packed += FT__STEPS / 2 - next->blocks * next->block_size;
+    next->block = 0;
+  }
 }
 
 /* Eight tiles of 16 rows of 64 bytes: 0 to 3 hold 32 x 32 sums, 4 and 5 a block of A, 6 and 7 one of B. */
@@ -9970,8 +10020,6 @@ FT__ATTRIBUTES_TILES static void ft__tiles_end(void) { _tile_release(); }
   action(1, c + 16, c_row * 4);         \
   action(2, c + 16 * c_row, c_row * 4); \
   action(3, c + 16 * c_row + 16, c_row * 4);
-#define FT__TILES_AHEAD() \
-  for (i = 0; i < lines; ++i, ahead += 16) __builtin_prefetch(ahead, 0, 2);
 #define FT__TILES_A(x)   \
   _tile_loadd(4, x, 64); \
   _tile_loadd(5, (x) + 256, 64);
@@ -9985,18 +10033,20 @@ FT__ATTRIBUTES_TILES static void ft__tiles_end(void) { _tile_release(); }
   _tile_dpbf16ps(3, 5, 7);
 
 FT__ATTRIBUTES_TILES static void ft__tile_amx_1(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
-                                                bool add, const float *ahead, int64_t lines) {
-  int64_t i;
+                                                bool add, ft__next *next) {
   FT__TILES_START()
   for (; k > 0; k -= FT__STEPS, a += 512, b += 512) {
-    FT__TILES_AHEAD() FT__TILES_A(a) FT__TILES_B(b) FT__TILES_MULTIPLY()
+    FT__TILES_A(a)
+    FT__TILES_B(b)
+    FT__TILES_MULTIPLY()
+    if (next) ft__next_fetch(next, c_row), ft__next_pack(next, 1);
   }
   FT__TILES_EACH(_tile_stored)
 }
 
 /* For at most 16 rows, as one short text has. */
 FT__ATTRIBUTES_TILES static void ft__tile_amx_half(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
-                                                   bool add, const float *ahead, int64_t lines) {
+                                                   bool add, ft__next *next) {
   if (add) {
     _tile_loadd(0, c, c_row * 4);
     _tile_loadd(1, c + 16, c_row * 4);
@@ -10004,7 +10054,7 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_half(int64_t k, const float *a, co
     _tile_zero(0);
     _tile_zero(1);
   }
-  (void)ahead, (void)lines;
+  (void)next;
   for (; k > 0; k -= FT__STEPS, a += 256, b += 512) {
     _tile_loadd(4, a, 64);
     FT__TILES_B(b)
@@ -10017,20 +10067,26 @@ FT__ATTRIBUTES_TILES static void ft__tile_amx_half(int64_t k, const float *a, co
 
 /* Six products, the small ones first; from one to the next one operand stays. */
 FT__ATTRIBUTES_TILES static void ft__tile_amx_3(int64_t k, const float *a, const float *b, float *c, int64_t c_row,
-                                                bool add, const float *ahead, int64_t lines) {
-  int64_t i;
+                                                bool add, ft__next *next) {
   FT__TILES_START()
   for (; k > 0; k -= FT__STEPS, a += 3 * 512, b += 3 * 512) {
-    FT__TILES_AHEAD()
     FT__TILES_A(a)
     FT__TILES_B(b + 2 * 512)
     FT__TILES_MULTIPLY()
+    if (next) ft__next_fetch(next, c_row);
     FT__TILES_B(b + 512)
     FT__TILES_MULTIPLY()
+    if (next) ft__next_pack(next, 3);
     FT__TILES_A(a + 512)
     FT__TILES_MULTIPLY()
     FT__TILES_B(b)
-    FT__TILES_MULTIPLY() FT__TILES_A(a + 2 * 512) FT__TILES_MULTIPLY() FT__TILES_A(a) FT__TILES_MULTIPLY()
+    FT__TILES_MULTIPLY()
+    if (next) ft__next_pack(next, 3);
+    FT__TILES_A(a + 2 * 512)
+    FT__TILES_MULTIPLY()
+    FT__TILES_A(a)
+    FT__TILES_MULTIPLY()
+    if (next) ft__next_pack(next, 3);
   }
   FT__TILES_EACH(_tile_stored)
 }
@@ -10065,41 +10121,54 @@ static void ft__tile_edge(float *c, const float *edge, int64_t count, bool add) 
   }
 }
 
-/* Asks for a tile of c, which may lie in memory, before it is written. */
-static void ft__tile_prefetch(const float *c, int64_t c_row, int64_t rows, int64_t columns) {
+/* One tile: c [rows, columns] (+)= a b. One that hangs over the edge of c is computed beside it. */
+static void ft__tile(const ft__micro *micro, int64_t rows, int64_t columns, int64_t k, const float *a, const float *b,
+                     float *c, int64_t c_row, bool add, ft__next *next) {
+  float edge[FT__TILE_ROWS * FT__TILE_COLUMNS];
   int64_t row, column;
+  if (rows == micro->rows && columns == micro->columns) {
+    micro->tile(k, a, b, c, c_row, add, next);
+    return;
+  }
+  micro->tile(k, a, b, edge, micro->columns, false, next);
   for (row = 0; row < rows; ++row)
-    for (column = 0; column < columns; column += FT__LANES) __builtin_prefetch(c + row * c_row + column, 1);
+    for (column = 0; column < columns; column += 4)
+      ft__tile_edge(c + row * c_row + column, edge + row * micro->columns + column, columns - column, add);
+}
+
+/* How often a kernel looks at what comes next: the matrix unit's for each 32 of k, the others once. */
+static int64_t ft__next_looks(const ft__micro *micro, int64_t k) { return micro->begin ? ft__pieces(k, FT__STEPS) : 1; }
+
+/* The tile of c [rows, columns] is the next one. */
+static void ft__next_tile(ft__next *next, const float *c, int64_t rows, int64_t columns, int64_t looks) {
+  next->c = c, next->c_rows = rows, next->c_columns = columns, next->c_rows_each = ft__pieces(rows, looks);
+}
+
+/* c [rows, n] (+)= a b: a panel of A, which another of next_rows follows, with all panels of B. */
+static void ft__panel(const ft__micro *micro, int64_t rows, int64_t next_rows, int64_t n, int64_t k, const float *a,
+                      const float *b, float *c, int64_t c_row, bool add, ft__next *next) {
+  int64_t j, line = ft__packed_line(micro, k), looks = ft__next_looks(micro, k), width = micro->columns;
+  for (j = 0; j < n; j += width) {
+    int64_t columns = ft__smaller(width, n - j), next_columns = ft__smaller(width, n - j - columns);
+    if (next && next_columns) ft__next_tile(next, c + j + columns, rows, next_columns, looks);
+    if (next && !next_columns) ft__next_tile(next, c + rows * c_row, next_rows, ft__smaller(width, n), looks);
+    ft__tile(micro, rows, columns, k, a, b + j * line, c + j, c_row, add, next);
+  }
 }
 
 /* c [m, n] (+)= a b from packed panels. Where a panel of A meets many of B, as in a product of large matrices, the next
-   tile of c and the next panel of A are far away and are asked for meanwhile; each tile asks for a part of that panel.
-   Tiles that hang over the edge of c are computed beside it. */
+   tile of c and the matrix unit's next panel of A are far away. */
 static void ft__tiles(const ft__micro *micro, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c,
                       int64_t c_row, bool add) {
-  float edge[FT__TILE_ROWS * FT__TILE_COLUMNS];
-  int64_t i, j, row, column, line = ft__packed_line(micro, k), steps = ft__pieces(k, FT__STEPS);
-  int64_t panels = ft__pieces(n, micro->columns); /* of B */
-  int64_t lines = panels < 4 ? 0 : ft__pieces(micro->rows * line, panels * steps * FT__LANES);
+  int64_t i, line = ft__packed_line(micro, k), panels = ft__pieces(n, micro->columns);
+  ft__next next;
+  memset(&next, 0, sizeof next);
   if (micro->begin) micro->begin();
   for (i = 0; i < m; i += micro->rows) {
     int64_t rows = ft__smaller(micro->rows, m - i), next_rows = ft__smaller(micro->rows, m - i - rows);
-    const float *a_panel = a + i * line, *ahead = a_panel + micro->rows * line;
-    for (j = 0; j < n; j += micro->columns, ahead += lines * steps * FT__LANES) {
-      const float *b_panel = b + j * line;
-      float *tile = c + i * c_row + j;
-      int64_t columns = ft__smaller(micro->columns, n - j);
-      if (lines && j + columns < n) ft__tile_prefetch(tile + columns, c_row, rows, micro->columns);
-      if (lines && j + columns == n) ft__tile_prefetch(c + (i + rows) * c_row, c_row, next_rows, micro->columns);
-      if (rows == micro->rows && columns == micro->columns) {
-        micro->tile(k, a_panel, b_panel, tile, c_row, add, ahead, lines);
-        continue;
-      }
-      micro->tile(k, a_panel, b_panel, edge, micro->columns, false, ahead, lines);
-      for (row = 0; row < rows; ++row)
-        for (column = 0; column < columns; column += 4)
-          ft__tile_edge(tile + row * c_row + column, edge + row * micro->columns + column, columns - column, add);
-    }
+    next.packed_a = a + (i + rows) * line, next.lines = micro->begin ? next_rows * line / FT__LANES : 0;
+    next.lines_each = ft__pieces(next.lines, panels * ft__next_looks(micro, k));
+    ft__panel(micro, rows, next_rows, n, k, a + i * line, b, c + i * c_row, c_row, add, panels > 3 ? &next : NULL);
   }
   if (micro->end) micro->end();
 }
@@ -10132,18 +10201,19 @@ FT__INLINE void ft__pack_operand(const ft__micro *micro, bool is_a, float *packe
 }
 
 /* Packs lines [first, first + lines) of A or B, steps [k0, k0 + k). */
-FT__INLINE void ft__product_pack(const ft__product *job, bool is_a, int64_t first, int64_t lines, float *packed) {
-  const ft_matmul_call *call = job->call;
+FT__INLINE void ft__product_pack(const ft_matmul_call *call, const ft__micro *micro, bool is_a, int64_t first,
+                                 int64_t lines, int64_t k0, int64_t k, float *packed) {
   int64_t line_stride = is_a ? call->a_row : call->b_column, step = is_a ? call->a_column : call->b_row;
-  const float *x = (is_a ? call->a : call->b) + first * line_stride + job->k0 * step;
-  ft__pack_operand(job->micro, is_a, packed, x, line_stride, lines, step, job->k);
+  const float *x = (is_a ? call->a : call->b) + first * line_stride + k0 * step;
+  ft__pack_operand(micro, is_a, packed, x, line_stride, lines, step, k);
 }
 
 FT__INLINE void ft__product_rows(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   int64_t first = piece * job->pack_rows;
   (void)thread;
-  ft__product_pack(job, true, job->m0 + first, ft__smaller(job->pack_rows, job->m - first), job->a + first * job->line);
+  ft__product_pack(job->call, job->micro, true, job->m0 + first, ft__smaller(job->pack_rows, job->m - first), job->k0,
+                   job->k, job->a + first * job->line);
 }
 FT__TASKS(ft__product_rows)
 
@@ -10173,7 +10243,7 @@ FT__INLINE void ft__product_columns(void *argument, int64_t piece, int thread) {
   int64_t i = piece / job->column_groups * job->group_rows, end = ft__smaller(i + job->group_rows, job->m);
   int64_t chunk = FT__GROUP_ROWS / job->micro->rows * job->micro->rows;
   float *b = job->kept ? job->kept + j * job->line : job->b + thread * job->group_columns * job->line;
-  if (!job->is_packed) ft__product_pack(job, false, j, columns, b);
+  if (!job->is_packed) ft__product_pack(call, job->micro, false, j, columns, job->k0, job->k, b);
   for (; i < end; i += chunk) {
     int64_t rows = ft__smaller(chunk, end - i), row = job->m0 + i;
     ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->line, b, call->c + row * call->c_row + j,
@@ -10213,6 +10283,83 @@ static void ft__product_cut(ft__product *job, int threads) {
   job->group_rows = ft__pieces(ft__pieces(job->m, row_groups), rows) * rows;
 }
 
+#ifdef FT__TILES
+/* The matrix unit multiplies so fast that packing takes a fifth of the time, and packed panels of A that come from the
+   third-level cache hold it up. Where the steps of A lie side by side, A is packed beside the products instead: while
+   one panel streams past a thread's group of columns, the next one is packed into the second-level cache (again for
+   every group: vectors have the time), and threads need not wait for each other. */
+enum { FT__STREAM_WORDS = 3 };
+
+/* How many vectors of words a kernel packs at a time beside `panels` tiles: it does so three times, or with one piece
+   once, in 32 of k. */
+static int64_t ft__stream_words(const ft__product *job, int64_t panels) {
+  return ft__pieces(job->micro->rows, panels * (job->micro->pieces == 3 ? 3 : 1));
+}
+
+/* The next panel, rows [i, i + rows), is packed beside `panels` tiles; at once, what fills no block of words. */
+FT__INLINE void ft__stream_next(const ft__product *job, int64_t i, int64_t rows, int64_t k0, int64_t k, int64_t panels,
+                                float *packed, ft__next *next) {
+  const ft_matmul_call *call = job->call;
+  int64_t blocks = rows == job->micro->rows ? k / FT__STEPS : 0;
+  memset(next, 0, sizeof *next);
+  if (rows == 0) return;
+  next->block_size = job->micro->pieces * job->micro->rows * (FT__STEPS / 2);
+  if (blocks * FT__STEPS < k)
+    ft__product_pack(call, job->micro, true, i, rows, k0 + blocks * FT__STEPS, k - blocks * FT__STEPS,
+                     packed + blocks * next->block_size);
+  next->a = call->a + i * call->a_row + k0, next->a_row = call->a_row;
+  next->packed = packed;
+  next->words = rows * blocks, next->words_each = ft__stream_words(job, panels);
+  next->blocks = blocks;
+}
+
+/* One group of columns, times a share of the rows. */
+FT__INLINE void ft__stream_piece(void *argument, int64_t piece, int thread) {
+  const ft__product *job = (const ft__product *)argument;
+  const ft_matmul_call *call = job->call;
+  const ft__micro *micro = job->micro;
+  int64_t j = piece % job->column_groups * job->group_columns, columns = ft__smaller(job->group_columns, call->n - j);
+  int64_t begin = piece / job->column_groups * job->group_rows, end = ft__smaller(begin + job->group_rows, call->m);
+  int64_t all = ft__pieces(call->n, micro->columns) * micro->columns, i, k0;
+  float *scratch = job->b + thread * (int64_t)(FT__SCRATCH_BYTES / sizeof(float));
+  float *panel = scratch + job->group_columns * job->line, *other = panel + micro->rows * job->line;
+  ft__next next;
+  for (k0 = 0; k0 < call->k; k0 += job->k) {
+    int64_t k = ft__smaller(job->k, call->k - k0);
+    float *b = job->kept ? job->kept + all * ft__packed_line(micro, k0) + j * ft__packed_line(micro, k) : scratch;
+    if (!job->is_packed) ft__product_pack(call, micro, false, j, columns, k0, k, b);
+    ft__product_pack(call, micro, true, begin, ft__smaller(micro->rows, end - begin), k0, k, panel);
+    micro->begin();
+    for (i = begin; i < end; i += micro->rows) {
+      int64_t rows = ft__smaller(micro->rows, end - i), next_rows = ft__smaller(micro->rows, end - i - rows);
+      float *packed = panel;
+      ft__stream_next(job, i + rows, next_rows, k0, k, ft__pieces(columns, micro->columns), other, &next);
+      ft__panel(micro, rows, next_rows, columns, k, panel, b, call->c + i * call->c_row + j, call->c_row,
+                call->accumulate || k0 > 0, &next);
+      if (k0 + k == call->k && (call->bias || call->before || call->activation))
+        ft__product_finish(call, i, i + rows, j, j + columns);
+      panel = other, other = packed;
+    }
+    micro->end();
+  }
+}
+FT__TASKS(ft__stream_piece)
+
+/* Whether the rows of A lie in order, and their packing, at most FT__STREAM_WORDS at a time, is hidden by products. */
+static bool ft__stream_fits(const ft_context *context, ft__product *job) {
+  job->m = job->call->m;
+  ft__product_cut(job, context->threads);
+  return job->micro->begin && job->call->a_column == 1 &&
+         ft__stream_words(job, ft__pieces(job->group_columns, job->micro->columns)) <= FT__STREAM_WORDS;
+}
+
+static void ft__stream_run(ft_context *context, ft__product *job) {
+  job->b = (float *)ft__scratch(context, 0);
+  ft__parallel_for(context, job->column_groups * ft__pieces(job->m, job->group_rows),
+                   ft__stream_piece_tasks[FT__INSTRUCTION_SET()], job);
+}
+#endif
+
 static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   int set = FT__INSTRUCTION_SET();
   int64_t k_block, m_block, line, all_columns;
@@ -10223,8 +10370,14 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   job.micro = ft__micro_choose(context, call->m);
   job.kept = kept = ft__product_kept(context, call, job.micro, &job.is_packed);
   all_columns = ft__pieces(call->n, job.micro->columns) * job.micro->columns;
-  k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
-  line = ft__packed_line(job.micro, k_block);
+  job.k = k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
+  job.line = line = ft__packed_line(job.micro, k_block);
+#ifdef FT__TILES
+  if (ft__stream_fits(context, &job)) {
+    ft__stream_run(context, &job);
+    return;
+  }
+#endif
   job.a = (float *)ft__scratch(context, 0);
   m_block = context->threads * (FT__SCRATCH_BYTES - job.micro->kept * 1024) / (line * (int64_t)sizeof(float));
   m_block = m_block / job.micro->rows * job.micro->rows;

@@ -102,8 +102,9 @@ static void test_matmul_shape(int64_t m, int64_t n, int64_t k, int variant) {
 }
 
 static void test_matmul(void) {
-  static const int64_t large[][3] = {{100, 300, 600}, {433, 96, 70}, {1100, 40, 33}, {16, 768, 768}, {30, 3100, 20},
-                                     {5, 70, 1000},   {200, 2, 768}, {1, 768, 768},  {64, 64, 1},    {2, 768, 16}};
+  static const int64_t large[][3] = {{100, 300, 600}, {433, 96, 70}, {1100, 40, 33}, {16, 768, 768},
+                                     {30, 3100, 20},  {5, 70, 1000}, {200, 2, 768},  {1, 768, 768},
+                                     {64, 64, 1},     {2, 768, 16},  {70, 400, 1100}};
   int i, variant;
   for (i = 0; i < 260; ++i)
     test_matmul_shape(1 + random_below(70), 1 + random_below(70), 1 + random_below(70), (int)random_below(64));
@@ -141,12 +142,12 @@ static void test_matmul_nan(void) {
 
 /* What a back end keeps of B changes no bit, and is dropped when a tensor is written. */
 static void test_packed(void) {
-  static const int64_t shapes[][3] = {{12, 70, 100}, {40, 4200, 50}, {1500, 33, 70}, {3, 40, 1100}};
+  static const int64_t shapes[][3] = {{12, 70, 100}, {40, 4200, 50}, {1500, 33, 70}, {3, 40, 1100}, {70, 400, 1100}};
   const int64_t square[2] = {64, 64};
   ft_tensor *weight, *x;
   static ft_real values[2][64 * 64], y[3][64 * 64];
   int i, copy;
-  for (i = 0; i < 4; ++i) {
+  for (i = 0; i < 5; ++i) {
     void *packed = NULL;
     trial t;
     int a, b, c;

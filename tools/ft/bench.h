@@ -61,7 +61,7 @@ static void bench_multiply(void *argument, int64_t piece, int thread) {
   int64_t i;
   (void)thread;
   if (micro->begin) micro->begin();
-  for (i = 0; i < job->repeats; ++i) micro->tile(BENCH_K, a, b, c, micro->columns, true, NULL, 0);
+  for (i = 0; i < job->repeats; ++i) micro->tile(BENCH_K, a, b, c, micro->columns, true, NULL);
   if (micro->end) micro->end();
 }
 
