@@ -10182,7 +10182,7 @@ typedef struct ft__product { /* one block of a product */
   const ft_matmul_call *call;
   const ft__micro *micro;
   float *a;             /* packed */
-  float *b;             /* a packed group of columns for each thread */
+  float *b;             /* a packed group of columns for each thread; where A streams, all scratch memory */
   float *kept;          /* instead: all columns packed, or NULL */
   bool is_packed;       /* kept holds them already */
   int64_t m0, m, k0, k; /* where the block starts, and its size */
