@@ -9095,13 +9095,15 @@ static void ft__cpu_zero(ft_context *context, void *buffer, size_t bytes) {
 #if defined(__clang__)
 #define FT__ATTRIBUTES_GENERIC
 #define FT__ATTRIBUTES_AVX2 __attribute__((target("avx2,fma"), min_vector_width(256)))
-#define FT__ATTRIBUTES_AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"), min_vector_width(512)))
+#define FT__ATTRIBUTES_AVX512_WITH(more) \
+  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma" more), min_vector_width(512)))
 #else /* with -std=c99, gcc fuses a * b + c into one instruction only when told to */
 #define FT__ATTRIBUTES_GENERIC __attribute__((optimize("fp-contract=fast")))
 #define FT__ATTRIBUTES_AVX2 __attribute__((target("avx2,fma"), optimize("fp-contract=fast")))
-#define FT__ATTRIBUTES_AVX512 \
-  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"), optimize("fp-contract=fast")))
+#define FT__ATTRIBUTES_AVX512_WITH(more) \
+  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma" more), optimize("fp-contract=fast")))
 #endif
+#define FT__ATTRIBUTES_AVX512 FT__ATTRIBUTES_AVX512_WITH("")
 #define FT__INLINE static inline __attribute__((always_inline))
 
 typedef enum ft__instruction_set { FT__GENERIC = 0, FT__AVX2, FT__AVX512, FT__INSTRUCTION_SETS } ft__instruction_set;
@@ -9967,12 +9969,7 @@ static const ft__micro ft__micro_pairs = {12, 32, 1, 512, 384, ft__tile_pairs, N
 
 #if defined(FT__PAIRS) && defined(__linux__)
 #define FT__TILES 1
-#ifdef __clang__
-#define FT__ATTRIBUTES_TILES \
-  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,amx-tile,amx-bf16"), min_vector_width(512)))
-#else
-#define FT__ATTRIBUTES_TILES __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,amx-tile,amx-bf16")))
-#endif
+#define FT__ATTRIBUTES_TILES FT__ATTRIBUTES_AVX512_WITH(",amx-tile,amx-bf16")
 
 /* Linux lends the tiles' 8 KiB of registers to a process that asks: arch_prctl(ARCH_REQ_XCOMP_PERM, 18). */
 static bool ft__tiles_request(void) {
@@ -10201,26 +10198,27 @@ FT__INLINE void ft__pack_operand(const ft__micro *micro, bool is_a, float *packe
 }
 
 /* Packs lines [first, first + lines) of A or B, steps [k0, k0 + k). */
-FT__INLINE void ft__product_pack(const ft_matmul_call *call, const ft__micro *micro, bool is_a, int64_t first,
-                                 int64_t lines, int64_t k0, int64_t k, float *packed) {
+FT__INLINE void ft__product_pack(const ft__product *job, bool is_a, int64_t first, int64_t lines, float *packed) {
+  const ft_matmul_call *call = job->call;
   int64_t line_stride = is_a ? call->a_row : call->b_column, step = is_a ? call->a_column : call->b_row;
-  const float *x = (is_a ? call->a : call->b) + first * line_stride + k0 * step;
-  ft__pack_operand(micro, is_a, packed, x, line_stride, lines, step, k);
+  const float *x = (is_a ? call->a : call->b) + first * line_stride + job->k0 * step;
+  ft__pack_operand(job->micro, is_a, packed, x, line_stride, lines, step, job->k);
 }
 
 FT__INLINE void ft__product_rows(void *argument, int64_t piece, int thread) {
   const ft__product *job = (const ft__product *)argument;
   int64_t first = piece * job->pack_rows;
   (void)thread;
-  ft__product_pack(job->call, job->micro, true, job->m0 + first, ft__smaller(job->pack_rows, job->m - first), job->k0,
-                   job->k, job->a + first * job->line);
+  ft__product_pack(job, true, job->m0 + first, ft__smaller(job->pack_rows, job->m - first), job->a + first * job->line);
 }
 FT__TASKS(ft__product_rows)
 
-/* Adds the bias to columns [begin, end) of rows [row, row_end) and applies the activation, while they are in cache. */
+/* Adds the bias, if any, to columns [begin, end) of rows [row, row_end) and applies the activation, while they are in
+   cache. */
 FT__INLINE void ft__product_finish(const ft_matmul_call *call, int64_t row, int64_t row_end, int64_t begin,
                                    int64_t end) {
   int64_t j;
+  if (!call->bias && !call->before && !call->activation) return;
   for (; row < row_end; ++row)
     for (j = begin; j < end; j += FT__LANES) {
       ft__vector v, bias;
@@ -10243,13 +10241,12 @@ FT__INLINE void ft__product_columns(void *argument, int64_t piece, int thread) {
   int64_t i = piece / job->column_groups * job->group_rows, end = ft__smaller(i + job->group_rows, job->m);
   int64_t chunk = FT__GROUP_ROWS / job->micro->rows * job->micro->rows;
   float *b = job->kept ? job->kept + j * job->line : job->b + thread * job->group_columns * job->line;
-  if (!job->is_packed) ft__product_pack(call, job->micro, false, j, columns, job->k0, job->k, b);
+  if (!job->is_packed) ft__product_pack(job, false, j, columns, b);
   for (; i < end; i += chunk) {
     int64_t rows = ft__smaller(chunk, end - i), row = job->m0 + i;
     ft__tiles(job->micro, rows, columns, job->k, job->a + i * job->line, b, call->c + row * call->c_row + j,
               call->c_row, call->accumulate || job->k0 > 0);
-    if (job->k0 + job->k == call->k && (call->bias || call->before || call->activation))
-      ft__product_finish(call, row, row + rows, j, j + columns);
+    if (job->k0 + job->k == call->k) ft__product_finish(call, row, row + rows, j, j + columns);
   }
 }
 FT__TASKS(ft__product_columns)
@@ -10290,54 +10287,54 @@ static void ft__product_cut(ft__product *job, int threads) {
    every group: vectors have the time), and threads need not wait for each other. */
 enum { FT__STREAM_WORDS = 3 };
 
-/* How many vectors of words a kernel packs at a time beside `panels` tiles: it does so three times, or with one piece
-   once, in 32 of k. */
-static int64_t ft__stream_words(const ft__product *job, int64_t panels) {
-  return ft__pieces(job->micro->rows, panels * (job->micro->pieces == 3 ? 3 : 1));
+/* How many vectors of words a kernel packs at a time beside `panels` tiles: in 32 of k, it does so once for each piece. */
+static int64_t ft__stream_words(const ft__micro *micro, int64_t panels) {
+  return ft__pieces(micro->rows, panels * micro->pieces);
 }
 
 /* The next panel, rows [i, i + rows), is packed beside `panels` tiles; at once, what fills no block of words. */
-FT__INLINE void ft__stream_next(const ft__product *job, int64_t i, int64_t rows, int64_t k0, int64_t k, int64_t panels,
-                                float *packed, ft__next *next) {
+FT__INLINE void ft__stream_next(const ft__product *job, int64_t i, int64_t rows, int64_t panels, float *packed,
+                                ft__next *next) {
   const ft_matmul_call *call = job->call;
-  int64_t blocks = rows == job->micro->rows ? k / FT__STEPS : 0;
+  int64_t blocks = rows == job->micro->rows ? job->k / FT__STEPS : 0, whole = blocks * FT__STEPS;
   memset(next, 0, sizeof *next);
   if (rows == 0) return;
   next->block_size = job->micro->pieces * job->micro->rows * (FT__STEPS / 2);
-  if (blocks * FT__STEPS < k)
-    ft__product_pack(call, job->micro, true, i, rows, k0 + blocks * FT__STEPS, k - blocks * FT__STEPS,
-                     packed + blocks * next->block_size);
-  next->a = call->a + i * call->a_row + k0, next->a_row = call->a_row;
+  next->a = call->a + i * call->a_row + job->k0, next->a_row = call->a_row;
   next->packed = packed;
-  next->words = rows * blocks, next->words_each = ft__stream_words(job, panels);
+  next->words = rows * blocks, next->words_each = ft__stream_words(job->micro, panels);
   next->blocks = blocks;
+  if (whole < job->k)
+    ft__pack_operand(job->micro, true, packed + blocks * next->block_size, next->a + whole, call->a_row, rows, 1,
+                     job->k - whole);
 }
 
 /* One group of columns, times a share of the rows. */
 FT__INLINE void ft__stream_piece(void *argument, int64_t piece, int thread) {
-  const ft__product *job = (const ft__product *)argument;
-  const ft_matmul_call *call = job->call;
-  const ft__micro *micro = job->micro;
-  int64_t j = piece % job->column_groups * job->group_columns, columns = ft__smaller(job->group_columns, call->n - j);
-  int64_t begin = piece / job->column_groups * job->group_rows, end = ft__smaller(begin + job->group_rows, call->m);
-  int64_t all = ft__pieces(call->n, micro->columns) * micro->columns, i, k0;
-  float *scratch = job->b + thread * (int64_t)(FT__SCRATCH_BYTES / sizeof(float));
-  float *panel = scratch + job->group_columns * job->line, *other = panel + micro->rows * job->line;
+  const ft__product *whole = (const ft__product *)argument;
+  const ft_matmul_call *call = whole->call;
+  const ft__micro *micro = whole->micro;
+  ft__product job = *whole; /* one block of k after the other */
+  int64_t j = piece % job.column_groups * job.group_columns, columns = ft__smaller(job.group_columns, call->n - j);
+  int64_t begin = piece / job.column_groups * job.group_rows, end = ft__smaller(begin + job.group_rows, call->m);
+  int64_t all = ft__pieces(call->n, micro->columns) * micro->columns, panels = ft__pieces(columns, micro->columns), i;
+  float *scratch = job.b + thread * (int64_t)(FT__SCRATCH_BYTES / sizeof(float));
+  float *panel = scratch + job.group_columns * job.line, *other = panel + micro->rows * job.line;
   ft__next next;
-  for (k0 = 0; k0 < call->k; k0 += job->k) {
-    int64_t k = ft__smaller(job->k, call->k - k0);
-    float *b = job->kept ? job->kept + all * ft__packed_line(micro, k0) + j * ft__packed_line(micro, k) : scratch;
-    if (!job->is_packed) ft__product_pack(call, micro, false, j, columns, k0, k, b);
-    ft__product_pack(call, micro, true, begin, ft__smaller(micro->rows, end - begin), k0, k, panel);
+  for (job.k0 = 0; job.k0 < call->k; job.k0 += whole->k) {
+    float *b = scratch;
+    job.k = ft__smaller(whole->k, call->k - job.k0);
+    if (job.kept) b = job.kept + all * ft__packed_line(micro, job.k0) + j * ft__packed_line(micro, job.k);
+    if (!job.is_packed) ft__product_pack(&job, false, j, columns, b);
+    ft__product_pack(&job, true, begin, ft__smaller(micro->rows, end - begin), panel);
     micro->begin();
     for (i = begin; i < end; i += micro->rows) {
       int64_t rows = ft__smaller(micro->rows, end - i), next_rows = ft__smaller(micro->rows, end - i - rows);
       float *packed = panel;
-      ft__stream_next(job, i + rows, next_rows, k0, k, ft__pieces(columns, micro->columns), other, &next);
-      ft__panel(micro, rows, next_rows, columns, k, panel, b, call->c + i * call->c_row + j, call->c_row,
-                call->accumulate || k0 > 0, &next);
-      if (k0 + k == call->k && (call->bias || call->before || call->activation))
-        ft__product_finish(call, i, i + rows, j, j + columns);
+      ft__stream_next(&job, i + rows, next_rows, panels, other, &next);
+      ft__panel(micro, rows, next_rows, columns, job.k, panel, b, call->c + i * call->c_row + j, call->c_row,
+                call->accumulate || job.k0 > 0, &next);
+      if (job.k0 + job.k == call->k) ft__product_finish(call, i, i + rows, j, j + columns);
       panel = other, other = packed;
     }
     micro->end();
@@ -10345,18 +10342,17 @@ FT__INLINE void ft__stream_piece(void *argument, int64_t piece, int thread) {
 }
 FT__TASKS(ft__stream_piece)
 
-/* Whether the rows of A lie in order, and their packing, at most FT__STREAM_WORDS at a time, is hidden by products. */
-static bool ft__stream_fits(const ft_context *context, ft__product *job) {
+/* Does the product, if the rows of A lie in order and packing at most FT__STREAM_WORDS at a time is hidden by tiles. */
+static bool ft__stream_run(ft_context *context, ft__product *job) {
+  if (!job->micro->begin || job->call->a_column != 1) return false;
   job->m = job->call->m;
   ft__product_cut(job, context->threads);
-  return job->micro->begin && job->call->a_column == 1 &&
-         ft__stream_words(job, ft__pieces(job->group_columns, job->micro->columns)) <= FT__STREAM_WORDS;
-}
-
-static void ft__stream_run(ft_context *context, ft__product *job) {
+  if (ft__stream_words(job->micro, ft__pieces(job->group_columns, job->micro->columns)) > FT__STREAM_WORDS)
+    return false;
   job->b = (float *)ft__scratch(context, 0);
   ft__parallel_for(context, job->column_groups * ft__pieces(job->m, job->group_rows),
                    ft__stream_piece_tasks[FT__INSTRUCTION_SET()], job);
+  return true;
 }
 #endif
 
@@ -10373,10 +10369,7 @@ static void ft__product_run(ft_context *context, const ft_matmul_call *call) {
   job.k = k_block = ft__pieces(ft__pieces(call->k, ft__pieces(call->k, job.micro->k_block)), 32) * 32;
   job.line = line = ft__packed_line(job.micro, k_block);
 #ifdef FT__TILES
-  if (ft__stream_fits(context, &job)) {
-    ft__stream_run(context, &job);
-    return;
-  }
+  if (ft__stream_run(context, &job)) return;
 #endif
   job.a = (float *)ft__scratch(context, 0);
   m_block = context->threads * (FT__SCRATCH_BYTES - job.micro->kept * 1024) / (line * (int64_t)sizeof(float));
@@ -10500,7 +10493,7 @@ FT__INLINE void ft__dot_piece(void *argument, int64_t piece, int thread) {
         ft__dot_write(ft__smaller(FT__DOT_ROWS, i_end - i), ft__smaller(dot->columns, j_end - j), steps - whole, a, b,
                       sum, call->c + i * call->c_row + j, call->c_row, call->accumulate || p > 0);
       }
-  if (call->bias || call->before || call->activation) ft__product_finish(call, i0, i_end, j0, j_end);
+  ft__product_finish(call, i0, i_end, j0, j_end);
 }
 FT__TASKS(ft__dot_piece)
 
